@@ -1,0 +1,111 @@
+//! What the handlers of a broker share: configuration, replicated data, proposer, sessions.
+//!
+//! Locks of the process, each owned by one type and never held across an await: the state
+//! (`machine`), the log tail (`raftmq_store`), the sessions (`session`), the parked pulls
+//! (`long_poll`); besides them one small lock for each connection's answer buffer and one for the
+//! proposer's intake. No code takes two of them except apply, which wakes pulls after the state
+//! lock is released.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+};
+
+use crate::{
+    clock::Clock, config::BrokerConfig, long_poll::LongPoll, machine::Machine, metrics::Metrics,
+    offset_commits::OffsetCommits, proposer::Proposer, raft::Consensus, session::Sessions,
+    stats::Stats,
+};
+
+/// Shared by all handlers of one broker process.
+#[derive(Debug)]
+pub struct Broker {
+    /// Configuration, validated.
+    pub config: BrokerConfig,
+    /// Address clients dial, `brokerIP1:listenPort`; part of every offset message id.
+    pub store_host: SocketAddr,
+    /// Wall clock.
+    pub clock: Arc<dyn Clock>,
+    /// State machine, consume queue, commit log.
+    pub machine: Arc<Machine>,
+    /// Parked pulls.
+    pub long_poll: Arc<LongPoll>,
+    /// Connected clients.
+    pub sessions: Sessions,
+    /// Consumer offsets that wait to be committed together.
+    pub offset_commits: OffsetCommits,
+    /// Prometheus metrics.
+    pub metrics: Arc<Metrics>,
+    /// Counters in RocketMQ's shape, for `mqadmin` and dashboards.
+    pub stats: Stats,
+    /// Start of this process. Unit: ms since 1970.
+    pub boot_timestamp_ms: u64,
+    consensus: OnceLock<Arc<Consensus>>,
+    proposer: OnceLock<Arc<Proposer>>,
+}
+
+/// What a broker is made of before Raft is started.
+#[derive(Debug)]
+pub(crate) struct BrokerParts {
+    pub config: BrokerConfig,
+    pub store_host: SocketAddr,
+    pub clock: Arc<dyn Clock>,
+    pub machine: Arc<Machine>,
+    pub long_poll: Arc<LongPoll>,
+    pub metrics: Arc<Metrics>,
+}
+
+impl Broker {
+    /// A broker that is not part of its group yet: [`join`](Self::join) must follow before the
+    /// remoting port opens.
+    pub(crate) fn new(parts: BrokerParts) -> Arc<Self> {
+        Arc::new(Self {
+            boot_timestamp_ms: parts.clock.now_ms(),
+            stats: Stats::new(parts.clock.now_ms()),
+            config: parts.config,
+            store_host: parts.store_host,
+            clock: parts.clock,
+            machine: parts.machine,
+            long_poll: parts.long_poll,
+            sessions: Sessions::default(),
+            offset_commits: OffsetCommits::default(),
+            metrics: parts.metrics,
+            consensus: OnceLock::new(),
+            proposer: OnceLock::new(),
+        })
+    }
+
+    /// Connects the broker to its started group. Called once.
+    pub(crate) fn join(&self, consensus: Arc<Consensus>, proposer: Arc<Proposer>) {
+        let first = self.consensus.set(consensus).is_ok() && self.proposer.set(proposer).is_ok();
+        assert!(first, "a broker joins its group once");
+    }
+
+    /// Raft. `None` only while the process starts.
+    #[must_use]
+    pub fn consensus(&self) -> Option<&Arc<Consensus>> {
+        self.consensus.get()
+    }
+
+    /// The proposer.
+    ///
+    /// # Panics
+    /// Before [`join`](Self::join); the ports open after it.
+    #[must_use]
+    pub fn proposer(&self) -> &Arc<Proposer> {
+        self.proposer.get().expect("the remoting port opens after the broker has joined its group")
+    }
+
+    /// Whether this node leads and its state contains everything acknowledged before.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.consensus().is_some_and(|consensus| consensus.role().borrow().serving)
+    }
+
+    /// `brokerId` of this node: 0 for the leader, else its Raft node id, which is the number in
+    /// its DLedger id plus one, as RocketMQ counts.
+    #[must_use]
+    pub fn broker_id(&self) -> u64 {
+        if self.is_serving() { 0 } else { self.config.raft.self_id }
+    }
+}

@@ -1,0 +1,43 @@
+//! The wall clock: the only file that names `SystemTime`.
+//!
+//! Durations and timeouts use the monotonic clock of the runtime; this one is for timestamps that
+//! other processes see (store timestamps, data versions, expiry of registrations).
+
+use std::fmt::Debug;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Reads the wall clock; a simulation puts its own in place.
+pub trait Clock: Send + Sync + Debug {
+    /// Milliseconds since 1970-01-01 UTC. May step backwards when the machine's clock is set.
+    fn now_ms(&self) -> u64;
+}
+
+/// The clock of the machine.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now_ms(&self) -> u64 {
+        // A machine set to before 1970 reads as 1970.
+        let elapsed = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod manual {
+    //! A clock that tests set.
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// Stands still until it is set.
+    #[derive(Debug, Default)]
+    pub(crate) struct ManualClock(pub(crate) AtomicU64);
+
+    impl super::Clock for ManualClock {
+        fn now_ms(&self) -> u64 {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! The text form of `java.util.Properties`, with line numbers.
+//!
+//! `key=value`, `key: value` or `key value`; `#` and `!` comments; a line that ends in an odd number
+//! of backslashes goes on in the next one; `\t \n \r \f \uXXXX` and `\` before any other character.
+//! One difference: spaces at the end of a value are dropped, because nobody means them.
+
+use std::iter::Peekable;
+use std::str::Chars;
+
+use super::{ConfigError, Warning};
+
+/// One `key=value` of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// The key, unescaped.
+    pub key: String,
+    /// The value, unescaped, without spaces around it.
+    pub value: String,
+    /// Line the key stands in, from 1.
+    pub line: usize,
+}
+
+/// The entries of one file in their order; each key once, the last one given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Properties {
+    /// File name as given on the command line, for messages.
+    pub file: String,
+    /// In the order of the lines that won.
+    pub entries: Vec<Entry>,
+    /// One for every key that was given before.
+    pub warnings: Vec<Warning>,
+}
+
+impl Properties {
+    /// Parses `text`; fails only on a broken `\uXXXX`.
+    pub fn parse(text: &str, file: &str) -> Result<Self, ConfigError> {
+        let mut properties = Self {
+            file: file.to_owned(),
+            entries: Vec::new(),
+            warnings: Vec::new(),
+        };
+        let mut problems = Vec::new();
+        for (line, logical) in logical_lines(text) {
+            match split(&logical) {
+                Ok((key, value)) => properties.add(Entry { key, value, line }),
+                Err(text) => problems.push(format!("{file}:{line}: {text}")),
+            }
+        }
+        if problems.is_empty() {
+            Ok(properties)
+        } else {
+            Err(ConfigError { problems })
+        }
+    }
+
+    /// The value of `key`.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.entries
+            .iter()
+            .find(|entry| entry.key == key)
+            .map(|entry| entry.value.as_str())
+    }
+
+    /// The line `key` stands in, from 1.
+    #[must_use]
+    pub fn line_of(&self, key: &str) -> Option<usize> {
+        self.entries
+            .iter()
+            .find(|entry| entry.key == key)
+            .map(|entry| entry.line)
+    }
+
+    fn add(&mut self, entry: Entry) {
+        if let Some(at) = self
+            .entries
+            .iter()
+            .position(|earlier| earlier.key == entry.key)
+        {
+            let earlier = self.entries.remove(at);
+            self.warnings.push(Warning {
+                file: self.file.clone(),
+                line: entry.line,
+                text: format!(
+                    "key '{}' was given in line {} already; this one counts",
+                    entry.key, earlier.line
+                ),
+            });
+        }
+        self.entries.push(entry);
+    }
+}
+
+/// Escapes text so that it reads back as the same key or value.
+#[must_use]
+pub(crate) fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for (at, character) in text.char_indices() {
+        match character {
+            '\t' => escaped.push_str("\\t"),
+            '\n' => escaped.push_str("\\n"),
+            '\r' => escaped.push_str("\\r"),
+            '\u{c}' => escaped.push_str("\\f"),
+            ' ' if at == 0 => escaped.push_str("\\ "),
+            '\\' | '#' | '!' | '=' | ':' => escaped.extend(['\\', character]),
+            _ => escaped.push(character),
+        }
+    }
+    escaped
+}
+
+/// Joins continued lines and drops blanks and comments; yields the number of the first line.
+fn logical_lines(text: &str) -> Vec<(usize, String)> {
+    let mut logical: Vec<(usize, String)> = Vec::new();
+    let mut continued = false;
+    // A byte order mark is not part of the first key.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim_start();
+        if !continued && (line.is_empty() || line.starts_with(['#', '!'])) {
+            continue;
+        }
+        let backslashes = line.len() - line.trim_end_matches('\\').len();
+        let goes_on = backslashes % 2 == 1;
+        let part = if goes_on {
+            &line[..line.len() - 1]
+        } else {
+            line
+        };
+        match logical.last_mut() {
+            Some((_, joined)) if continued => joined.push_str(part),
+            _ => logical.push((index + 1, part.to_owned())),
+        }
+        continued = goes_on;
+    }
+    logical
+}
+
+/// Splits a logical line at its first unescaped `=`, `:` or space.
+fn split(line: &str) -> Result<(String, String), String> {
+    let mut characters = line.trim_end().chars().peekable();
+    let mut key = String::new();
+    while let Some(&character) = characters.peek() {
+        if matches!(character, '=' | ':') || character.is_whitespace() {
+            break;
+        }
+        characters.next();
+        push_unescaped(&mut key, character, &mut characters)?;
+    }
+    skip_spaces(&mut characters);
+    if characters
+        .next_if(|character| matches!(character, '=' | ':'))
+        .is_some()
+    {
+        skip_spaces(&mut characters);
+    }
+    let mut value = String::new();
+    while let Some(character) = characters.next() {
+        push_unescaped(&mut value, character, &mut characters)?;
+    }
+    Ok((key, value))
+}
+
+fn skip_spaces(characters: &mut Peekable<Chars<'_>>) {
+    while characters
+        .next_if(|character| character.is_whitespace())
+        .is_some()
+    {}
+}
+
+fn push_unescaped(
+    text: &mut String,
+    character: char,
+    rest: &mut Peekable<Chars<'_>>,
+) -> Result<(), String> {
+    if character != '\\' {
+        text.push(character);
+        return Ok(());
+    }
+    match rest.next() {
+        Some('t') => text.push('\t'),
+        Some('n') => text.push('\n'),
+        Some('r') => text.push('\r'),
+        Some('f') => text.push('\u{c}'),
+        Some('u') => {
+            let first = unicode_unit(rest)?;
+            text.push(unicode_character(first, rest)?);
+        }
+        Some(other) => text.push(other),
+        None => {}
+    }
+    Ok(())
+}
+
+fn unicode_unit(rest: &mut Peekable<Chars<'_>>) -> Result<u16, String> {
+    let digits: String = rest.by_ref().take(4).collect();
+    if digits.len() == 4 && digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        Ok(u16::from_str_radix(&digits, 16).expect("four hexadecimal digits fit u16"))
+    } else {
+        Err(format!(
+            "\\u must be followed by four hexadecimal digits, not '{digits}'"
+        ))
+    }
+}
+
+/// Java writes a character outside the basic plane as two units.
+fn unicode_character(first: u16, rest: &mut Peekable<Chars<'_>>) -> Result<char, String> {
+    let mut units = vec![first];
+    if (0xd800..0xdc00).contains(&first) && rest.next() == Some('\\') && rest.next() == Some('u') {
+        units.push(unicode_unit(rest)?);
+    }
+    let decoded: Result<Vec<char>, _> = char::decode_utf16(units).collect();
+    match decoded.as_deref() {
+        Ok([character]) => Ok(*character),
+        _ => Err(format!("\\u{first:04x} is half of a character")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pairs(text: &str) -> Vec<(String, String, usize)> {
+        let properties = Properties::parse(text, "f").unwrap();
+        properties
+            .entries
+            .into_iter()
+            .map(|entry| (entry.key, entry.value, entry.line))
+            .collect()
+    }
+
+    fn pair(key: &str, value: &str, line: usize) -> (String, String, usize) {
+        (key.to_owned(), value.to_owned(), line)
+    }
+
+    #[test]
+    fn separators_comments_and_blank_lines_are_those_of_java() {
+        let text = "# c\n! c\n\na=1\n b : 2\nc 3\nd\ne=\nf==x\r\n  # tail";
+        let expected = [
+            ("a", "1", 4),
+            ("b", "2", 5),
+            ("c", "3", 6),
+            ("d", "", 7),
+            ("e", "", 8),
+            ("f", "=x", 9),
+        ];
+        assert_eq!(
+            pairs(text),
+            expected.map(|(key, value, line)| pair(key, value, line))
+        );
+    }
+
+    #[test]
+    fn odd_backslashes_continue_a_line_and_even_ones_end_it() {
+        let text = "a=1,\\\n   2\\\\\nb=#x\\\n#y";
+        assert_eq!(pairs(text), [pair("a", "1,2\\", 1), pair("b", "#x#y", 3)]);
+    }
+
+    #[test]
+    fn escapes_are_resolved_in_keys_and_values() {
+        let text = "a\\=b\\ c=\\t\\u0041\\ud83d\\ude00\\z";
+        assert_eq!(pairs(text), [pair("a=b c", "\tA\u{1f600}z", 1)]);
+    }
+
+    #[test]
+    fn trailing_spaces_of_a_value_are_dropped() {
+        assert_eq!(pairs("a=b  \n"), [pair("a", "b", 1)]);
+    }
+
+    #[test]
+    fn a_broken_unicode_escape_is_a_problem_with_its_line() {
+        let error = Properties::parse("a=1\nb=\\u00g1", "f").unwrap_err();
+        let expected = "f:2: \\u must be followed by four hexadecimal digits, not '00g1'";
+        assert_eq!(error.to_string(), expected);
+    }
+
+    #[test]
+    fn the_last_of_two_equal_keys_counts_and_is_warned_of() {
+        let properties = Properties::parse("a=1\nb=2\na=3", "f").unwrap();
+        assert_eq!(properties.get("a"), Some("3"));
+        let warnings: Vec<_> = properties
+            .warnings
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        assert_eq!(
+            warnings,
+            ["f:3: key 'a' was given in line 1 already; this one counts"]
+        );
+    }
+
+    #[test]
+    fn escaped_text_reads_back() {
+        let value = " a=b:c#d!e\\f\tg\nh";
+        let text = format!("key={}", escape(value));
+        assert_eq!(
+            Properties::parse(&text, "f").unwrap().get("key"),
+            Some(value)
+        );
+    }
+}

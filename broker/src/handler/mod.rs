@@ -1,0 +1,201 @@
+//! Requests of clients and tools: one file for each family. Each handler parses its header once,
+//! checks, then proposes a command or reads, and encodes the answer.
+
+mod admin;
+mod client;
+mod group;
+mod lock;
+mod message;
+mod offset;
+mod pull;
+mod reply;
+mod reset;
+pub(crate) mod send;
+mod send_back;
+mod stats;
+pub(crate) mod topic;
+
+pub(crate) use client::notify_changed;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use raftmq_remoting::{HeaderError, RemotingCommand, RequestCode, ResponseCode, body::BodyError};
+use raftmq_state::{Command, Reply};
+use raftmq_store::StoreError;
+
+use crate::{broker::Broker, proposer::SubmitError, server::Connection};
+
+/// One request on its way through a handler.
+#[derive(Debug)]
+pub(crate) struct Request {
+    /// The request.
+    pub command: RemotingCommand,
+    /// Address of the client.
+    pub peer: SocketAddr,
+    /// Connection of the client; `None` when another replica forwarded the request.
+    pub connection: Option<Arc<Connection>>,
+}
+
+/// A refusal: response code and remark.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    /// Code of the response.
+    pub code: ResponseCode,
+    /// Text that clients print.
+    pub remark: String,
+}
+
+/// What a handler gives back: the response, or why there is none.
+pub(crate) type Handled = Result<RemotingCommand, Refusal>;
+
+impl Refusal {
+    pub(crate) fn new(code: ResponseCode, remark: impl Into<String>) -> Self {
+        Self { code, remark: remark.into() }
+    }
+
+    /// The answer that makes a client look the topic's route up again.
+    pub(crate) fn topic_not_exist(topic: &str) -> Self {
+        Self::new(
+            ResponseCode::TOPIC_NOT_EXIST,
+            format!("topic[{topic}] not exist, apply first please!"),
+        )
+    }
+
+    pub(crate) fn group_not_exist(group: &str) -> Self {
+        Self::new(
+            ResponseCode::SUBSCRIPTION_GROUP_NOT_EXIST,
+            format!("subscription group [{group}] does not exist"),
+        )
+    }
+
+    /// The response to `request`.
+    pub(crate) fn response(self, request: &RemotingCommand) -> RemotingCommand {
+        RemotingCommand::response_to(request, self.code).with_remark(self.remark)
+    }
+}
+
+impl From<HeaderError> for Refusal {
+    fn from(error: HeaderError) -> Self {
+        Self::new(ResponseCode::SYSTEM_ERROR, error.to_string())
+    }
+}
+
+impl From<BodyError> for Refusal {
+    fn from(error: BodyError) -> Self {
+        Self::new(ResponseCode::SYSTEM_ERROR, error.to_string())
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        Self::new(ResponseCode::SYSTEM_ERROR, format!("read the log: {error}"))
+    }
+}
+
+impl From<SubmitError> for Refusal {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::Busy => Self::new(ResponseCode::SYSTEM_BUSY, "[OVERLOAD]too many bytes wait to be replicated"),
+            SubmitError::NotLeader => Self::new(
+                ResponseCode::SERVICE_NOT_AVAILABLE,
+                "this broker does not lead its group and no leader is known",
+            ),
+            SubmitError::Unknown => Self::new(
+                ResponseCode::SYSTEM_ERROR,
+                "in-sync replicas not enough, outcome unknown: the message may or may not be stored",
+            ),
+            SubmitError::Stopped => {
+                Self::new(ResponseCode::SERVICE_NOT_AVAILABLE, "the broker is shutting down")
+            }
+        }
+    }
+}
+
+/// Proposes `command` and waits until it is applied; a rejection becomes a refusal.
+pub(crate) async fn propose(broker: &Broker, command: Command) -> Result<Reply, Refusal> {
+    match broker.proposer().propose(command.encode()).await? {
+        Reply::Rejected { reason } => Err(send::reject(reason, "")),
+        reply => Ok(reply),
+    }
+}
+
+/// A response with code 0.
+pub(crate) fn success(request: &Request) -> RemotingCommand {
+    RemotingCommand::response_to(&request.command, ResponseCode::SUCCESS)
+}
+
+/// Handles a request on this node. Sends are handled by the dispatcher itself.
+pub(crate) async fn handle(broker: &Arc<Broker>, request: &Request) -> RemotingCommand {
+    let handled = route(broker, request).await;
+    handled.unwrap_or_else(|refusal| refusal.response(&request.command))
+}
+
+async fn route(broker: &Arc<Broker>, request: &Request) -> Handled {
+    match RequestCode(request.command.code) {
+        RequestCode::PULL_MESSAGE | RequestCode::LITE_PULL_MESSAGE => {
+            pull::pull(broker, request).await
+        }
+        RequestCode::CONSUMER_SEND_MSG_BACK => send_back::send_back(broker, request).await,
+        RequestCode::SEND_REPLY_MESSAGE | RequestCode::SEND_REPLY_MESSAGE_V2 => {
+            reply::reply(broker, request).await
+        }
+        RequestCode::HEART_BEAT => client::heartbeat(broker, request).await,
+        RequestCode::UNREGISTER_CLIENT => client::unregister(broker, request),
+        RequestCode::CHECK_CLIENT_CONFIG => client::check_config(broker, request),
+        RequestCode::GET_CONSUMER_LIST_BY_GROUP => client::consumer_list(broker, request),
+        RequestCode::GET_CONSUMER_CONNECTION_LIST => client::consumer_connections(broker, request),
+        RequestCode::GET_PRODUCER_CONNECTION_LIST => client::producer_connections(broker, request),
+        RequestCode::GET_ALL_PRODUCER_INFO => client::all_producers(broker, request),
+        RequestCode::GET_CONSUMER_RUNNING_INFO => client::running_info(broker, request).await,
+        RequestCode::CONSUME_MESSAGE_DIRECTLY => client::consume_directly(broker, request).await,
+        RequestCode::LOCK_BATCH_MQ => lock::lock(broker, request).await,
+        RequestCode::UNLOCK_BATCH_MQ => lock::unlock(broker, request).await,
+        RequestCode::QUERY_CONSUMER_OFFSET => offset::query(broker, request),
+        RequestCode::UPDATE_CONSUMER_OFFSET => offset::update(broker, request).await,
+        RequestCode::SEARCH_OFFSET_BY_TIMESTAMP => offset::search(broker, request),
+        RequestCode::GET_MAX_OFFSET => offset::max(broker, request),
+        RequestCode::GET_MIN_OFFSET => offset::min(broker, request),
+        RequestCode::GET_EARLIEST_MSG_STORETIME => offset::earliest(broker, request),
+        RequestCode::GET_ALL_CONSUMER_OFFSET => offset::all(broker, request),
+        RequestCode::INVOKE_BROKER_TO_RESET_OFFSET => reset::reset(broker, request).await,
+        RequestCode::VIEW_MESSAGE_BY_ID => message::view(broker, request),
+        RequestCode::QUERY_CONSUME_QUEUE => message::query_consume_queue(broker, request),
+        code => admin_route(code, broker, request).await,
+    }
+}
+
+/// Requests of tools.
+async fn admin_route(code: RequestCode, broker: &Arc<Broker>, request: &Request) -> Handled {
+    match code {
+        RequestCode::UPDATE_AND_CREATE_TOPIC => topic::update(broker, request).await,
+        RequestCode::UPDATE_AND_CREATE_TOPIC_LIST => topic::update_list(broker, request).await,
+        RequestCode::DELETE_TOPIC_IN_BROKER => topic::delete(broker, request).await,
+        RequestCode::GET_ALL_TOPIC_CONFIG => topic::all(broker, request),
+        RequestCode::GET_TOPIC_CONFIG => topic::get(broker, request),
+        RequestCode::GET_SYSTEM_TOPIC_LIST_FROM_BROKER => topic::system_topics(broker, request),
+        RequestCode::UPDATE_AND_CREATE_SUBSCRIPTIONGROUP => group::update(broker, request).await,
+        RequestCode::UPDATE_AND_CREATE_SUBSCRIPTIONGROUP_LIST => {
+            group::update_list(broker, request).await
+        }
+        RequestCode::DELETE_SUBSCRIPTIONGROUP => group::delete(broker, request).await,
+        RequestCode::GET_ALL_SUBSCRIPTIONGROUP_CONFIG => group::all(broker, request),
+        RequestCode::GET_SUBSCRIPTIONGROUP_CONFIG => group::get(broker, request),
+        RequestCode::GET_TOPIC_STATS_INFO => stats::topic_stats(broker, request),
+        RequestCode::GET_CONSUME_STATS => stats::consume_stats(broker, request),
+        RequestCode::QUERY_TOPIC_CONSUME_BY_WHO => stats::consumed_by(broker, request),
+        RequestCode::QUERY_TOPICS_BY_CONSUMER => stats::topics_of_group(broker, request),
+        RequestCode::QUERY_SUBSCRIPTION_BY_CONSUMER => stats::subscription(broker, request),
+        RequestCode::VIEW_BROKER_STATS_DATA => stats::view(broker, request),
+        RequestCode::GET_BROKER_RUNTIME_INFO => admin::runtime_info(broker, request),
+        RequestCode::GET_BROKER_CONFIG => admin::config(broker, request),
+        RequestCode::UPDATE_BROKER_CONFIG => admin::update_config(broker, request),
+        RequestCode::GET_BROKER_HA_STATUS => admin::ha_status(broker, request),
+        RequestCode::CLEAN_EXPIRED_CONSUMEQUEUE
+        | RequestCode::CLEAN_UNUSED_TOPIC
+        | RequestCode::DELETE_EXPIRED_COMMITLOG => admin::clean(broker, request),
+        code => Err(Refusal::new(
+            ResponseCode::REQUEST_CODE_NOT_SUPPORTED,
+            format!("request type {} not supported", code.0),
+        )),
+    }
+}

@@ -1,0 +1,29 @@
+//! RaftMQ's broker process: a RocketMQ-compatible broker whose Raft log is the commit log.
+//!
+//! `broker/README.md` is the architecture page: code map, flows, invariants, decisions.
+
+mod broker;
+mod checkpoint;
+pub mod cli;
+pub mod clock;
+pub mod config;
+mod handler;
+pub mod http;
+pub mod limits;
+mod long_poll;
+mod machine;
+pub mod metrics;
+pub mod namesrv;
+pub mod net;
+mod offset_commits;
+mod proposer;
+mod raft;
+mod retention;
+mod run;
+mod schedule;
+mod server;
+mod session;
+mod stats;
+pub mod status;
+
+pub use run::{RunError, run_broker, run_namesrv};

@@ -1,0 +1,88 @@
+//! Every limit of the process with its reason. Limits of the wire format itself are in
+//! `raftmq_remoting::limits`; what an operator may change is in `config`.
+
+use std::time::Duration;
+
+// --- connections -----------------------------------------------------------------------------
+
+/// Connections the kernel keeps waiting for `accept`. Source: Netty's default in RocketMQ, 1024.
+pub const ACCEPT_BACKLOG: u32 = 1024;
+
+/// Connections one listener serves at a time. Each holds a read buffer of
+/// [`READ_BUFFER_BYTES_MIN`] and two tasks: about 40 KB, so a full house costs some 400 MB.
+/// Reached: the new connection is closed at once and counted.
+pub const CONNECTIONS_MAX: usize = 10_000;
+
+/// Longest wait for a TCP connection, name resolution included. Source: RocketMQ's
+/// `connectTimeoutMillis`, 3 s.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Silence after which a connection is closed. Source: RocketMQ's
+/// `serverChannelMaxIdleTimeSeconds`, 120 s; clients send a heartbeat every 30 s.
+pub const CONNECTION_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+
+// --- frames ----------------------------------------------------------------------------------
+
+/// Room kept free in a connection's read buffer before each read. One read then takes in a burst
+/// of small requests; larger frames grow the buffer as their bytes arrive.
+pub const READ_BUFFER_BYTES_MIN: usize = 16 * 1024;
+
+/// Most that the read buffer grows ahead of the bytes that have come: a peer that announces a
+/// 16 MiB frame and sends nothing holds no more than this.
+pub const READ_AHEAD_BYTES_MAX: usize = 256 * 1024;
+
+/// Frames that wait to be written to one connection. Reached: the sender of the next one waits.
+pub const WRITE_QUEUE_FRAMES_MAX: usize = 1024;
+
+/// Bytes that wait to be written to one connection; a slow reader holds no more than this.
+/// Two frames of the largest size, so that one can be written while the next is prepared.
+pub const WRITE_QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Bytes that one system call writes at most; keeps the batch buffer small and lets the byte
+/// budget be given back step by step.
+pub const WRITE_BATCH_BYTES: usize = 256 * 1024;
+
+/// A body from this size on is handed to the kernel where it lies; a smaller one is copied behind
+/// its header, which is cheaper than one more slice in the system call.
+pub const WRITE_COPY_BYTES_MAX: usize = 4 * 1024;
+
+/// A connection whose peer takes not one byte for this long is closed.
+pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+const _: () = assert!(WRITE_QUEUE_BYTES_MAX >= 2 * raftmq_remoting::limits::FRAME_BYTES_MAX);
+const _: () = assert!(READ_BUFFER_BYTES_MIN <= READ_AHEAD_BYTES_MAX);
+
+// --- name server -----------------------------------------------------------------------------
+
+/// Broker names one name server knows. A registration beyond it is refused with SYSTEM_ERROR.
+pub const NAMESRV_BROKER_NAMES_MAX: usize = 10_000;
+
+/// Addresses one broker name may have (RocketMQ brokers of a group: 1 master, few slaves).
+pub const NAMESRV_ADDRESSES_PER_BROKER_MAX: usize = 64;
+
+/// Topics one registration may carry. Source: a broker with 100 k topics registers a body of
+/// about 16 MiB uncompressed, the largest frame.
+pub const NAMESRV_TOPICS_PER_BROKER_MAX: usize = 200_000;
+
+/// Bytes a compressed registration may inflate to; keeps a small body from filling the memory.
+pub const NAMESRV_REGISTER_INFLATED_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Keys the key-value configuration holds in all namespaces together.
+pub const NAMESRV_KV_KEYS_MAX: usize = 100_000;
+
+/// Longest namespace, key or value of the key-value configuration. Unit: bytes.
+pub const NAMESRV_KV_BYTES_MAX: usize = 64 * 1024;
+
+/// Longest wait for the answer of a name server to a registration. Source: RocketMQ's
+/// `registerBrokerTimeoutMills`, 24 s; ours is shorter because the next try is cheap.
+pub const NAMESRV_REGISTER_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// Wait before a failed registration is tried again.
+pub const NAMESRV_REGISTER_RETRY: Duration = Duration::from_secs(1);
+
+/// Longest wait for the answer to an unregistration; it is part of the stop of the process.
+pub const NAMESRV_UNREGISTER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A registration above this is sent compressed: far below the largest frame, far above the
+/// topics of most brokers. Unit: bytes.
+pub const NAMESRV_PLAIN_REGISTRATION_BYTES_MAX: usize = 1024 * 1024;

@@ -1,0 +1,162 @@
+//! Parked pulls: consumers that asked for messages which do not exist yet.
+//!
+//! A pull parks under its queue with the tag hashes it wants; the apply task wakes those that a
+//! new message matches. The map holds only senders, so a pull whose client went away is dropped
+//! at the next wake of its queue or when its handler gives up.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use raftmq_state::Appended;
+use tokio::sync::oneshot;
+
+/// Tag hashes a consumer wants; `None` = all messages.
+pub type TagFilter = Option<Arc<[i64]>>;
+
+/// One parked pull.
+#[derive(Debug)]
+struct Parked {
+    id: u64,
+    filter: TagFilter,
+    wake: oneshot::Sender<()>,
+}
+
+impl Parked {
+    fn wants(&self, tags_code: i64) -> bool {
+        self.filter.as_ref().is_none_or(|codes| codes.contains(&tags_code))
+    }
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    queues: HashMap<u32, Vec<Parked>>,
+    next_id: u64,
+}
+
+/// All parked pulls of this node. Owns its lock; taken for a map operation only.
+#[derive(Debug, Default)]
+pub struct LongPoll {
+    inner: Mutex<Inner>,
+    /// Number of parked pulls, so that applying without any costs no lock.
+    count: AtomicUsize,
+}
+
+/// A place in the map; leaves it when dropped.
+#[derive(Debug)]
+pub struct Ticket {
+    poll: Arc<LongPoll>,
+    queue: u32,
+    id: u64,
+    woken: oneshot::Receiver<()>,
+}
+
+impl Ticket {
+    /// Ready when a matching message was appended to the queue after parking.
+    pub async fn woken(&mut self) {
+        // An error means that the sender was dropped without a wake (queue removed): look again.
+        let _ = (&mut self.woken).await;
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.poll.leave(self.queue, self.id);
+    }
+}
+
+impl LongPoll {
+    /// Parks a pull on `queue`. The caller must look at the queue once more after parking and
+    /// before waiting: a message may have come in between.
+    #[must_use]
+    pub fn park(self: &Arc<Self>, queue: u32, filter: TagFilter) -> Ticket {
+        let (wake, woken) = oneshot::channel();
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let id = inner.next_id;
+        inner.next_id += 1;
+        inner.queues.entry(queue).or_default().push(Parked { id, filter, wake });
+        self.count.fetch_add(1, Ordering::SeqCst);
+        Ticket { poll: Arc::clone(self), queue, id, woken }
+    }
+
+    /// Number of pulls parked now.
+    #[must_use]
+    pub fn parked(&self) -> usize {
+        self.count.load(Ordering::SeqCst)
+    }
+
+    /// Wakes the pulls that want one of `appended`.
+    pub fn wake(&self, appended: &[Appended]) {
+        if self.parked() == 0 {
+            return;
+        }
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        for unit in appended {
+            let Some(parked) = inner.queues.get_mut(&unit.queue) else { continue };
+            let waiting = std::mem::take(parked);
+            let (wake, stay): (Vec<_>, Vec<_>) =
+                waiting.into_iter().partition(|pull| pull.wants(unit.tags_code));
+            *parked = stay;
+            self.count.fetch_sub(wake.len(), Ordering::SeqCst);
+            for pull in wake {
+                // The receiver may have given up at this very moment; then nobody waits.
+                let _ = pull.wake.send(());
+            }
+        }
+    }
+
+    fn leave(&self, queue: u32, id: u64) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(parked) = inner.queues.get_mut(&queue) else { return };
+        let before = parked.len();
+        parked.retain(|pull| pull.id != id);
+        let left = before - parked.len();
+        if parked.is_empty() {
+            inner.queues.remove(&queue);
+        }
+        self.count.fetch_sub(left, Ordering::SeqCst);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn appended(queue: u32, tags_code: i64) -> Appended {
+        Appended {
+            queue,
+            queue_offset: 0,
+            physical_offset: 0,
+            size: 1,
+            tags_code,
+            store_timestamp_ms: 0,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_matching_message_wakes_and_others_do_not() {
+        let poll = Arc::new(LongPoll::default());
+        let mut all = poll.park(1, None);
+        let mut tagged = poll.park(1, Some(Arc::from([7])));
+        let mut other_queue = poll.park(2, None);
+        poll.wake(&[appended(1, 3)]);
+        all.woken().await;
+        assert!(tagged.woken.try_recv().is_err());
+        poll.wake(&[appended(1, 7)]);
+        tagged.woken().await;
+        assert!(other_queue.woken.try_recv().is_err());
+        assert_eq!(poll.parked(), 1);
+    }
+
+    #[test]
+    fn a_dropped_ticket_leaves_nothing_behind() {
+        let poll = Arc::new(LongPoll::default());
+        drop(poll.park(1, None));
+        assert_eq!(poll.parked(), 0);
+        assert!(poll.inner.lock().unwrap().queues.is_empty());
+    }
+}

@@ -1,0 +1,169 @@
+//! The replicated data of this node as the handlers see it: the state machine, the consume queue
+//! and the commit log. Entries are applied here, in log order, by one task; everything else reads.
+//!
+//! Owns the state lock. It is held for one entry at a time, never across an await, and no other
+//! lock is taken while it is held except the ones inside the consume queue and the long poll.
+
+use std::sync::{
+    Arc, PoisonError, RwLock, RwLockReadGuard,
+    atomic::{AtomicU64, Ordering},
+};
+
+use bytes::Bytes;
+use raftmq_state::{ApplyError, EntryPosition, Output, Reply, State};
+use raftmq_store::{
+    CommitLog, StoreError,
+    index::{IndexUnit, QueueIndex},
+};
+use tokio::sync::watch;
+
+use crate::long_poll::LongPoll;
+
+/// Why an entry could not be applied. Each of them ends the process: going on would let this
+/// replica differ from the others.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The entry's payload is not one that any version of this program wrote.
+    #[error("apply entry {index}: {source}")]
+    Apply {
+        /// Log index of the entry.
+        index: u64,
+        /// What the state machine says.
+        source: ApplyError,
+    },
+}
+
+/// State machine, consume queue and commit log of this node.
+#[derive(Debug)]
+pub struct Machine {
+    state: RwLock<State>,
+    index: Arc<QueueIndex>,
+    log: Arc<CommitLog>,
+    long_poll: Arc<LongPoll>,
+    /// Counts changes of topics and groups; the registrar and the caches of handlers watch it.
+    metadata_version: watch::Sender<u64>,
+    /// Store timestamp of the newest applied entry. Unit: ms since 1970.
+    last_store_timestamp_ms: AtomicU64,
+}
+
+impl Machine {
+    /// The machine over recovered parts: `state` and `index` as of the same checkpoint.
+    #[must_use]
+    pub fn new(
+        state: State,
+        index: Arc<QueueIndex>,
+        log: Arc<CommitLog>,
+        long_poll: Arc<LongPoll>,
+    ) -> Self {
+        Self {
+            state: RwLock::new(state),
+            index,
+            log,
+            long_poll,
+            metadata_version: watch::Sender::new(0),
+            last_store_timestamp_ms: AtomicU64::new(0),
+        }
+    }
+
+    /// Read access to the replicated state. Hold it briefly: applying waits meanwhile.
+    pub fn state(&self) -> RwLockReadGuard<'_, State> {
+        // A poisoned lock means that applying panicked, and then the process is going down.
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The consume queue.
+    #[must_use]
+    pub fn index(&self) -> &Arc<QueueIndex> {
+        &self.index
+    }
+
+    /// The commit log.
+    #[must_use]
+    pub fn log(&self) -> &Arc<CommitLog> {
+        &self.log
+    }
+
+    /// Fires at every change of topics or groups.
+    #[must_use]
+    pub fn metadata_changes(&self) -> watch::Receiver<u64> {
+        self.metadata_version.subscribe()
+    }
+
+    /// Store timestamp of the newest applied entry. Unit: ms since 1970; 0 = none yet.
+    #[must_use]
+    pub fn last_store_timestamp_ms(&self) -> u64 {
+        self.last_store_timestamp_ms.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of one stored message record, as committed: offset fields still zero.
+    ///
+    /// # Errors
+    /// When the range is not (or no longer) in the log, or cannot be read.
+    pub fn read_record(&self, physical_offset: u64, size: u32) -> Result<Bytes, StoreError> {
+        self.log.read_bytes(physical_offset, size as usize)
+    }
+
+    /// Applies one normal entry: state, then index, then wake-ups, in this order, so that a woken
+    /// reader finds the message.
+    pub(crate) fn apply(
+        &self,
+        index: u64,
+        payload_physical_offset: u64,
+        payload: &Bytes,
+        output: &mut Output,
+    ) -> Result<Vec<Reply>, MachineError> {
+        output.clear();
+        {
+            let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+            state
+                .apply(EntryPosition { index, payload_physical_offset }, payload, output)
+                .map_err(|source| MachineError::Apply { index, source })?;
+        }
+        for queue in &output.removed_queues {
+            self.index.remove_queue(*queue);
+        }
+        if let Some(last) = output.appended.last() {
+            self.last_store_timestamp_ms.store(last.store_timestamp_ms, Ordering::Relaxed);
+            let units: Vec<_> = output
+                .appended
+                .iter()
+                .map(|unit| {
+                    let entry = IndexUnit {
+                        physical_offset: unit.physical_offset,
+                        size: unit.size,
+                        tags_code: unit.tags_code,
+                        store_timestamp_ms: unit.store_timestamp_ms,
+                    };
+                    (unit.queue, unit.queue_offset, entry)
+                })
+                .collect();
+            self.index.append(&units);
+            self.long_poll.wake(&output.appended);
+        }
+        if output.metadata_changed {
+            self.metadata_version.send_modify(|version| *version += 1);
+        }
+        Ok(std::mem::take(&mut output.replies))
+    }
+
+    /// Notes an entry without commands (blank, membership) in the state.
+    pub(crate) fn skip(&self, index: u64) -> Result<(), MachineError> {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        state.skip(index).map_err(|source| MachineError::Apply { index, source })
+    }
+
+    /// Replaces everything with the state of a snapshot. The consume queue starts empty: each
+    /// queue begins at its next offset, since older messages are not on this node.
+    pub(crate) fn restore(&self, restored: State) {
+        let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
+        self.index.clear();
+        for topic in restored.topics() {
+            for queue in &topic.queues {
+                self.index.begin_queue(queue.number, queue.next_offset);
+            }
+        }
+        *state = restored;
+        drop(state);
+        self.metadata_version.send_modify(|version| *version += 1);
+    }
+}

@@ -1,0 +1,19 @@
+//! The name server role, and the broker's side of it.
+//!
+//! `route_table` and `kv_config` are values without I/O; `requests` parses a
+//! request and `state` answers it over them; `server` owns the listener and the state; `registrar` keeps a broker
+//! registered with name servers, ours or RocketMQ's.
+
+mod kv_config;
+mod register_body;
+mod registrar;
+mod requests;
+mod route_table;
+mod server;
+mod state;
+
+#[cfg(test)]
+mod server_test;
+
+pub use registrar::{NamesrvStatus, Registrar, RegistrarInput};
+pub use server::{NamesrvError, serve, serve_on};

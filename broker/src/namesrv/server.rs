@@ -1,0 +1,258 @@
+//! The name server: listener, connections, and the state behind them.
+//!
+//! Owns the one lock of the name server ([`Shared::state`]), held only while a request is answered
+//! from memory, never across an await. A broker whose connection closes is dropped at once.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use raftmq_remoting::{RemotingCommand, ResponseCode};
+use tokio::sync::watch;
+
+use super::kv_config::{KvConfig, KvFile};
+use super::requests::{Reject, Request};
+use super::route_table::{ConnectionId, RouteTable};
+use super::state::{Answer, State};
+use crate::clock::Clock;
+use crate::config::NamesrvConfig;
+use crate::limits::CONNECTIONS_MAX;
+use crate::net::{Accepted, Listener, Net};
+use crate::server::frame_io::{self, FrameWriter};
+
+/// Why the name server ended.
+#[derive(Debug, thiserror::Error)]
+pub enum NamesrvError {
+    /// The port is taken or the address is not of this machine.
+    #[error("name server: listen on {address}: {source}")]
+    Bind {
+        /// As configured.
+        address: SocketAddr,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The file of the key-value configuration cannot be read.
+    #[error("name server: read key-value configuration {}: {source}", path.display())]
+    LoadKv {
+        /// As configured.
+        path: PathBuf,
+        /// The system's answer, or what is wrong with the text.
+        source: io::Error,
+    },
+    /// The listener failed.
+    #[error("name server: accept connection: {0}")]
+    Accept(#[from] io::Error),
+}
+
+/// Listens as configured and serves until `shutdown` is true or its sender is gone.
+pub async fn serve(
+    config: NamesrvConfig,
+    net: Arc<dyn Net>,
+    clock: Arc<dyn Clock>,
+    shutdown: watch::Receiver<bool>,
+) -> Result<(), NamesrvError> {
+    let address = config.listen_address();
+    let listener = net
+        .bind(address)
+        .await
+        .map_err(|source| NamesrvError::Bind { address, source })?;
+    serve_on(listener, config, clock, shutdown).await
+}
+
+/// As [`serve`], on a listener that is bound already.
+pub async fn serve_on(
+    listener: Box<dyn Listener>,
+    config: NamesrvConfig,
+    clock: Arc<dyn Clock>,
+    shutdown: watch::Receiver<bool>,
+) -> Result<(), NamesrvError> {
+    let shared = Arc::new(Shared::new(config, clock)?);
+    if let Ok(address) = listener.local_addr() {
+        tracing::info!(%address, "name server serves");
+    }
+    let connection_ids = AtomicU64::new(0);
+    let serve_one = |accepted: Accepted| {
+        let connection = ConnectionId(connection_ids.fetch_add(1, Ordering::Relaxed));
+        serve_connection(Arc::clone(&shared), accepted, connection, shutdown.clone())
+    };
+    let stop = stopped(shutdown.clone());
+    tokio::select! {
+        biased;
+        served = frame_io::accept_loop(listener, CONNECTIONS_MAX, stop, serve_one) => Ok(served?),
+        () = expire_silent(&shared) => Ok(()),
+    }
+}
+
+/// Resolves when the process is to stop.
+async fn stopped(mut shutdown: watch::Receiver<bool>) {
+    // A sender that is gone means the same as a stop.
+    let _ = shutdown.wait_for(|stop| *stop).await;
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    kv_file: Arc<Mutex<KvFile>>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Shared {
+    fn new(config: NamesrvConfig, clock: Arc<dyn Clock>) -> Result<Self, NamesrvError> {
+        let path = config.kv_config_path.clone();
+        let kv = KvConfig::load(&path).map_err(|source| NamesrvError::LoadKv {
+            path: path.clone(),
+            source,
+        })?;
+        let state = State {
+            table: RouteTable::default(),
+            kv,
+            kv_changes: 0,
+            config,
+            started_ms: clock.now_ms(),
+        };
+        Ok(Self {
+            state: Mutex::new(state),
+            kv_file: Arc::new(Mutex::new(KvFile::new(path))),
+            clock,
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic ends the process in release builds; in tests the next user may go on.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn respond(
+        &self,
+        command: &RemotingCommand,
+        connection: ConnectionId,
+    ) -> RemotingCommand {
+        match self.answer(command, connection).await {
+            Ok(answer) => {
+                let response = RemotingCommand::response_to(command, ResponseCode::SUCCESS);
+                let fields = answer.fields.into_iter();
+                fields
+                    .fold(response, |response, (name, value)| {
+                        response.with_ext(name, value)
+                    })
+                    .with_body(answer.body)
+            }
+            Err(Reject(code, remark)) => {
+                RemotingCommand::response_to(command, code).with_remark(remark)
+            }
+        }
+    }
+
+    async fn answer(
+        &self,
+        command: &RemotingCommand,
+        connection: ConnectionId,
+    ) -> Result<Answer, Reject> {
+        let request = Request::decode(command, connection)?;
+        let now_ms = self.clock.now_ms();
+        let (answer, kv) = {
+            let mut state = self.state();
+            let answer = state.answer(request, now_ms)?;
+            let kv = answer
+                .kv_changed
+                .then(|| (state.kv.clone(), state.kv_changes));
+            (answer, kv)
+        };
+        if let Some((kv, number)) = kv {
+            self.persist(kv, number).await?;
+        }
+        Ok(answer)
+    }
+
+    /// Waits until the key-value configuration is on disk.
+    async fn persist(&self, kv: KvConfig, number: u64) -> Result<(), Reject> {
+        let file = Arc::clone(&self.kv_file);
+        let write = move || {
+            file.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .write(&kv, number)
+        };
+        let written = match tokio::task::spawn_blocking(write).await {
+            Ok(written) => written,
+            Err(error) => Err(io::Error::other(error)),
+        };
+        written.map_err(|error| {
+            tracing::error!(%error, "write key-value configuration");
+            let remark = format!("write key-value configuration: {error}");
+            Reject(ResponseCode::SYSTEM_ERROR, remark)
+        })
+    }
+
+    fn connection_closed(&self, connection: ConnectionId) {
+        let dropped = self.state().table.connection_closed(connection);
+        for address in dropped {
+            tracing::info!(%address, "broker dropped: its connection closed");
+        }
+    }
+}
+
+/// Drops silent brokers, forever.
+async fn expire_silent(shared: &Shared) {
+    loop {
+        let interval_ms = shared.state().config.scan_not_active_broker_interval_ms;
+        tokio::time::sleep(Duration::from_millis(interval_ms)).await;
+        let now_ms = shared.clock.now_ms();
+        let dropped = shared.state().table.expire(now_ms);
+        for address in dropped {
+            tracing::warn!(%address, "broker dropped: silent for too long");
+        }
+    }
+}
+
+/// One connection, request by request.
+async fn serve_connection(
+    shared: Arc<Shared>,
+    accepted: Accepted,
+    connection: ConnectionId,
+    shutdown: watch::Receiver<bool>,
+) {
+    let Accepted { stream, peer } = accepted;
+    let idle_timeout = Duration::from_secs(shared.state().config.channel_max_idle_seconds);
+    let (mut reader, writer, writer_task) = frame_io::open(stream, idle_timeout);
+    let stop = stopped(shutdown);
+    tokio::pin!(stop);
+    loop {
+        let frame = tokio::select! {
+            biased;
+            () = &mut stop => break,
+            () = writer.closed() => break,
+            frame = reader.next() => frame,
+        };
+        match frame {
+            Ok(Some(command)) => serve_request(&shared, &command, connection, &writer).await,
+            Ok(None) => break,
+            Err(error) => {
+                tracing::debug!(%peer, %error, "connection closed");
+                break;
+            }
+        }
+    }
+    shared.connection_closed(connection);
+    drop(writer);
+    // Whether the last responses arrived concerns nobody any more.
+    let _ = writer_task.await;
+}
+
+async fn serve_request(
+    shared: &Shared,
+    command: &RemotingCommand,
+    connection: ConnectionId,
+    writer: &FrameWriter,
+) {
+    if command.is_response() {
+        return;
+    }
+    let response = shared.respond(command, connection).await;
+    if !command.is_oneway() {
+        // A closed connection is noticed by the loop.
+        let _ = writer.send(response).await;
+    }
+}

@@ -1,0 +1,302 @@
+//! The name server and the registrar together, over a network in memory.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use raftmq_remoting::body::{ClusterInfo, RegisterBrokerBody, TopicRouteData};
+use raftmq_remoting::{RemotingCommand, RequestCode, ResponseCode};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::watch;
+
+use super::{Registrar, RegistrarInput, register_body, serve};
+use crate::clock::manual::ManualClock;
+use crate::config::{BrokerConfig, NamesrvConfig, Surroundings};
+use crate::net::Net;
+use crate::net::memory::MemoryNet;
+use crate::server::frame_io::FrameClient;
+
+/// Far above what a test needs; a test that runs into it has failed.
+const LONG: Duration = Duration::from_secs(60);
+
+struct Namesrv {
+    net: MemoryNet,
+    address: String,
+    shutdown: watch::Sender<bool>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+fn surroundings(home: &Path) -> Surroundings {
+    Surroundings {
+        home: home.to_owned(),
+        host_name: "b".to_owned(),
+        local_ip: "10.0.0.1".to_owned(),
+    }
+}
+
+impl Namesrv {
+    async fn start(net: &MemoryNet, port: u16, home: &Path) -> Self {
+        let text = format!("listenPort={port}\nbindAddress=127.0.0.1\norderMessageEnable=true");
+        let (config, _) = NamesrvConfig::parse_in(&text, "f", &surroundings(home)).unwrap();
+        let (shutdown, watched) = watch::channel(false);
+        let clock = Arc::new(ManualClock::default());
+        let served = serve(config, Arc::new(net.clone()), clock, watched);
+        let task = tokio::spawn(async move { served.await.unwrap() });
+        Self {
+            net: net.clone(),
+            address: format!("127.0.0.1:{port}"),
+            shutdown,
+            task,
+        }
+    }
+
+    /// Connects; the listener may not be there yet.
+    async fn client(&self) -> FrameClient {
+        loop {
+            match FrameClient::connect(&self.net, &self.address).await {
+                Ok(client) => return client,
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    async fn stop(self) {
+        self.shutdown.send_replace(true);
+        self.task.await.unwrap();
+    }
+}
+
+fn topics(text: &str) -> Bytes {
+    let topic = format!(
+        r#""{text}":{{"topicName":"{text}","readQueueNums":4,"writeQueueNums":4,"perm":6}}"#
+    );
+    Bytes::from(format!(
+        r#"{{"topicConfigSerializeWrapper":{{"topicConfigTable":{{{topic}}},
+            "dataVersion":{{"counter":1,"timestamp":1,"stateVersion":0}}}},"filterServerList":[]}}"#
+    ))
+}
+
+fn register(address: &str, broker_id: u64) -> RemotingCommand {
+    let body = topics("T");
+    RemotingCommand::request(RequestCode::REGISTER_BROKER)
+        .with_ext("brokerName", "b")
+        .with_ext("brokerAddr", address)
+        .with_ext("clusterName", "C")
+        .with_ext("haServerAddr", "ha:1")
+        .with_ext("brokerId", broker_id.to_string())
+        .with_ext("bodyCrc32", register_body::checksum(&body).to_string())
+        .with_body(body)
+}
+
+fn route(topic: &str) -> RemotingCommand {
+    RemotingCommand::request(RequestCode::GET_ROUTEINFO_BY_TOPIC).with_ext("topic", topic)
+}
+
+async fn code(client: &mut FrameClient, request: RemotingCommand) -> ResponseCode {
+    ResponseCode(client.call(request, LONG).await.unwrap().code)
+}
+
+/// Asks until the leader of broker `b` is at `address`, `None` = until there is no broker `b`.
+async fn await_leader(client: &mut FrameClient, address: Option<&str>) {
+    loop {
+        let request = RemotingCommand::request(RequestCode::GET_BROKER_CLUSTER_INFO);
+        let response = client.call(request, LONG).await.unwrap();
+        let info: ClusterInfo = serde_json::from_slice(&response.body).unwrap();
+        let broker = info.broker_addr_table.get("b");
+        if broker
+            .and_then(|broker| broker.broker_addrs.get(&0))
+            .map(String::as_str)
+            == address
+            && (address.is_some() || broker.is_none())
+        {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_registered_broker_is_in_the_route_until_its_connection_closes() {
+    let home = tempfile::tempdir().unwrap();
+    let namesrv = Namesrv::start(&MemoryNet::default(), 9876, home.path()).await;
+    let mut broker = namesrv.client().await;
+    let mut client = namesrv.client().await;
+    assert_eq!(
+        code(&mut client, route("T")).await,
+        ResponseCode::TOPIC_NOT_EXIST
+    );
+    assert_eq!(
+        code(&mut broker, register("a:1", 0)).await,
+        ResponseCode::SUCCESS
+    );
+
+    let response = client.call(route("T"), LONG).await.unwrap();
+    let data: TopicRouteData = serde_json::from_slice(&response.body).unwrap();
+    assert_eq!(data.broker_datas[0].broker_addrs[&0], "a:1");
+    assert_eq!(data.queue_datas[0].write_queue_nums, 4);
+
+    let follower = broker.call(register("b:1", 2), LONG).await.unwrap();
+    assert_eq!(follower.ext_fields.get("masterAddr"), Some("a:1"));
+    assert_eq!(follower.ext_fields.get("haServerAddr"), Some("ha:1"));
+
+    drop(broker);
+    await_leader(&mut client, None).await;
+    namesrv.stop().await;
+}
+
+#[tokio::test]
+async fn requests_that_cannot_be_served_are_answered_with_their_reason() {
+    let home = tempfile::tempdir().unwrap();
+    let namesrv = Namesrv::start(&MemoryNet::default(), 9876, home.path()).await;
+    let mut client = namesrv.client().await;
+    let cases = [
+        (
+            RemotingCommand::request(RequestCode(9_999)),
+            3,
+            "request type 9999 not supported",
+        ),
+        (
+            RemotingCommand::request(RequestCode::GET_ROUTEINFO_BY_TOPIC),
+            1,
+            "the custom field <topic> is null",
+        ),
+        (
+            register("a:1", 0).with_ext("bodyCrc32", "1"),
+            1,
+            "register broker: bodyCrc32 does not match the body",
+        ),
+        (
+            RemotingCommand::request(RequestCode::UPDATE_NAMESRV_CONFIG)
+                .with_body(Bytes::from_static(b"kvConfigPath=/tmp/x")),
+            16,
+            "key 'kvConfigPath' may not be changed",
+        ),
+    ];
+    for (request, code, remark) in cases {
+        let response = client.call(request, LONG).await.unwrap();
+        assert_eq!(
+            (response.code, response.remark.as_deref()),
+            (code, Some(remark))
+        );
+    }
+    namesrv.stop().await;
+}
+
+#[tokio::test]
+async fn configuration_is_changed_and_shown() {
+    let home = tempfile::tempdir().unwrap();
+    let namesrv = Namesrv::start(&MemoryNet::default(), 9876, home.path()).await;
+    let mut client = namesrv.client().await;
+    let update = RemotingCommand::request(RequestCode::UPDATE_NAMESRV_CONFIG)
+        .with_body(Bytes::from_static(b"enableAllTopicList=false"));
+    assert_eq!(code(&mut client, update).await, ResponseCode::SUCCESS);
+    let list = RemotingCommand::request(RequestCode::GET_ALL_TOPIC_LIST_FROM_NAMESERVER);
+    assert_eq!(code(&mut client, list).await, ResponseCode::SYSTEM_ERROR);
+    let shown = RemotingCommand::request(RequestCode::GET_NAMESRV_CONFIG);
+    let shown = client.call(shown, LONG).await.unwrap();
+    assert!(String::from_utf8_lossy(&shown.body).contains("enableAllTopicList=false\n"));
+    namesrv.stop().await;
+}
+
+#[tokio::test]
+async fn key_values_outlive_the_process_and_order_the_route() {
+    let home = tempfile::tempdir().unwrap();
+    let net = MemoryNet::default();
+    let namesrv = Namesrv::start(&net, 9876, home.path()).await;
+    let mut client = namesrv.client().await;
+    let put = RemotingCommand::request(RequestCode::PUT_KV_CONFIG)
+        .with_ext("namespace", "ORDER_TOPIC_CONFIG")
+        .with_ext("key", "T")
+        .with_ext("value", "b:4");
+    assert_eq!(code(&mut client, put).await, ResponseCode::SUCCESS);
+    namesrv.stop().await;
+
+    let namesrv = Namesrv::start(&net, 9877, home.path()).await;
+    let mut client = namesrv.client().await;
+    let registered = client.call(register("a:1", 0), LONG).await.unwrap();
+    assert_eq!(&registered.body[..], br#"{"table":{"T":"b:4"}}"#);
+    let response = client.call(route("T"), LONG).await.unwrap();
+    let data: TopicRouteData = serde_json::from_slice(&response.body).unwrap();
+    assert_eq!(data.order_topic_conf.as_deref(), Some("b:4"));
+    namesrv.stop().await;
+}
+
+#[tokio::test]
+async fn a_frame_above_the_limit_closes_the_connection() {
+    let home = tempfile::tempdir().unwrap();
+    let net = MemoryNet::default();
+    let namesrv = Namesrv::start(&net, 9876, home.path()).await;
+    drop(namesrv.client().await);
+    let mut stream = net.connect("127.0.0.1:9876").await.unwrap();
+    stream.write_all(&u32::MAX.to_be_bytes()).await.unwrap();
+    let mut rest = Vec::new();
+    assert_eq!(stream.read_to_end(&mut rest).await.unwrap(), 0);
+    namesrv.stop().await;
+}
+
+fn input(broker_id: u64, address: &str, role_epoch: u64) -> Option<RegistrarInput> {
+    let topics: RegisterBrokerBody = serde_json::from_slice(&topics("T")).unwrap();
+    let broker_address = address.to_owned();
+    Some(RegistrarInput {
+        broker_id,
+        broker_address,
+        role_epoch,
+        topics: Arc::new(topics),
+    })
+}
+
+#[tokio::test]
+async fn the_registrar_follows_the_role_at_every_name_server_and_leaves_at_the_stop() {
+    let home = tempfile::tempdir().unwrap();
+    let net = MemoryNet::default();
+    let first = Namesrv::start(&net, 9876, home.path()).await;
+    let second = Namesrv::start(&net, 9877, home.path()).await;
+    let mut clients = [first.client().await, second.client().await];
+
+    let (config, _) =
+        BrokerConfig::parse_in("brokerClusterName=C", "f", &surroundings(home.path())).unwrap();
+    let (role, watched_role) = watch::channel(None);
+    let (shutdown, watched_shutdown) = watch::channel(false);
+    let addresses = ["127.0.0.1:9876", "127.0.0.1:9877", "127.0.0.1:1"]
+        .map(str::to_owned)
+        .to_vec();
+    let net: Arc<dyn Net> = Arc::new(net);
+    let registrar = Registrar::start(&config, &addresses, &net, &watched_role, &watched_shutdown);
+
+    // A follower at its own address, then the leader at an address of the leader's.
+    role.send_replace(input(2, "own:1", 1));
+    for client in &mut clients {
+        while code(client, route("T")).await != ResponseCode::SUCCESS {
+            tokio::task::yield_now().await;
+        }
+    }
+    role.send_replace(input(0, "leader:1", 2));
+    for client in &mut clients {
+        await_leader(client, Some("leader:1")).await;
+    }
+    // Its own address is taken out; without it the route has one address.
+    for client in &mut clients {
+        loop {
+            let response = client.call(route("T"), LONG).await.unwrap();
+            let data: TopicRouteData = serde_json::from_slice(&response.body).unwrap();
+            if data.broker_datas[0].broker_addrs.len() == 1 {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    shutdown.send_replace(true);
+    let status = registrar.status();
+    registrar.stopped().await;
+    for client in &mut clients {
+        await_leader(client, None).await;
+    }
+    let failures = status
+        .iter()
+        .map(|one| one.failures.load(std::sync::atomic::Ordering::Relaxed));
+    let failures: Vec<_> = failures.map(|count| count > 0).collect();
+    assert_eq!(failures, [false, false, true]);
+    first.stop().await;
+    second.stop().await;
+}

@@ -1,0 +1,287 @@
+//! openraft's log storage over the commit log: entries go to the segment files, votes and the
+//! committed hint to the vote file. The only state here is a handle; the commit log owns the rest.
+
+use std::{
+    fmt::Debug,
+    io,
+    ops::{Bound, RangeBounds, RangeInclusive},
+    sync::{Arc, Mutex},
+};
+
+use futures::{Stream, StreamExt, stream};
+use openraft::{
+    LogState, OptionalSend, RaftLogReader,
+    storage::{IOFlushed, RaftLogStorage},
+    vote::leader_id_std,
+};
+use raftmq_store::{CommitLog, LogId as StoreLogId, LogPosition, StoreError};
+
+use super::types::{Entry, LogId, TypeConfig, Vote, from_stored, log_id, store_id, to_stored};
+
+/// Most bytes of entries one read for replication returns (at least one entry always).
+/// Bounds the size of an append request; larger ones gain nothing on loopback or a LAN.
+const REPLICATION_READ_BYTES: usize = 1 << 20;
+/// Most bytes of entries one step of a read for applying returns.
+const APPLY_READ_BYTES: usize = 4 << 20;
+
+/// Where the log continues after a snapshot. Filled in by whoever receives or installs the
+/// snapshot, used when Raft then purges the log up to it.
+pub(crate) type SnapshotBoundary = Arc<Mutex<Option<LogPosition>>>;
+
+/// Raft's view of the commit log.
+#[derive(Clone, Debug)]
+pub(crate) struct LogStore {
+    log: Arc<CommitLog>,
+    boundary: SnapshotBoundary,
+}
+
+impl LogStore {
+    /// A view of `log`; `boundary` is shared with the snapshot receiver.
+    pub(crate) fn new(log: Arc<CommitLog>, boundary: SnapshotBoundary) -> Self {
+        Self { log, boundary }
+    }
+
+    fn read(&self, from: u64, to: u64, bytes_max: usize) -> Result<Vec<Entry>, io::Error> {
+        let entries = self.log.read(from, to, bytes_max).map_err(storage_error)?;
+        entries.into_iter().map(from_stored).collect()
+    }
+
+    /// `range` as `[from, to)`, clipped to the entries that exist.
+    fn clip(&self, range: &impl RangeBounds<u64>) -> (u64, u64) {
+        let from = match range.start_bound() {
+            Bound::Included(index) => *index,
+            Bound::Excluded(index) => index + 1,
+            Bound::Unbounded => 0,
+        };
+        let to = match range.end_bound() {
+            Bound::Included(index) => index.saturating_add(1),
+            Bound::Excluded(index) => *index,
+            Bound::Unbounded => u64::MAX,
+        };
+        let end = self.log.last_id().map_or(0, |id| id.index + 1);
+        (from, to.min(end))
+    }
+}
+
+/// Runs blocking file work away from the Raft runtime, so that heartbeats go on meanwhile.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, io::Error> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?.map_err(storage_error)
+}
+
+/// The store's error as the `io::Error` that openraft takes as fatal.
+pub(crate) fn storage_error(error: StoreError) -> io::Error {
+    io::Error::other(error)
+}
+
+/// A vote as the fixed bytes of the vote file: term, node (little endian), committed.
+fn encode_vote(vote: &Vote) -> [u8; 17] {
+    let mut bytes = [0; 17];
+    bytes[..8].copy_from_slice(&vote.leader_id.term.to_le_bytes());
+    bytes[8..16].copy_from_slice(&vote.leader_id.voted_for.to_le_bytes());
+    bytes[16] = u8::from(vote.committed);
+    bytes
+}
+
+fn decode_vote(bytes: &[u8]) -> Result<Vote, io::Error> {
+    let invalid = || {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("decode vote: {} bytes instead of 17", bytes.len()),
+        )
+    };
+    let (term, rest) = bytes.split_first_chunk::<8>().ok_or_else(invalid)?;
+    let (node, rest) = rest.split_first_chunk::<8>().ok_or_else(invalid)?;
+    let [committed] = rest else { return Err(invalid()) };
+    Ok(Vote {
+        leader_id: leader_id_std::LeaderId {
+            term: u64::from_le_bytes(*term),
+            voted_for: u64::from_le_bytes(*node),
+        },
+        committed: *committed != 0,
+    })
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB>(&mut self, range: RB) -> Result<Vec<Entry>, io::Error>
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (mut from, to) = self.clip(&range);
+        let mut entries = Vec::new();
+        while from < to {
+            let read = self.read(from, to, APPLY_READ_BYTES)?;
+            let Some(last) = read.last() else { break };
+            from = last.log_id.index() + 1;
+            entries.extend(read);
+        }
+        Ok(entries)
+    }
+
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (from, to) = self.clip(&range);
+        let store = self.clone();
+        // Bounded steps instead of one vector: after a restart the range may be the whole log.
+        let steps = stream::unfold(from, move |from| {
+            let store = store.clone();
+            async move {
+                if from >= to {
+                    return None;
+                }
+                let read = store.read(from, to, APPLY_READ_BYTES);
+                let next = match &read {
+                    Ok(entries) => entries.last().map_or(to, |entry| entry.log_id.index() + 1),
+                    Err(_) => to,
+                };
+                let items: Vec<Result<Entry, io::Error>> = match read {
+                    Ok(entries) => entries.into_iter().map(Ok).collect(),
+                    Err(error) => vec![Err(error)],
+                };
+                Some((stream::iter(items), next))
+            }
+        });
+        Box::pin(steps.flatten())
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        let bytes = self.log.read_vote();
+        bytes.as_deref().map(decode_vote).transpose()
+    }
+
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Entry>, io::Error> {
+        self.read(start, end, REPLICATION_READ_BYTES)
+    }
+
+    /// The last log id of every term in `range`, from the term boundaries that the commit log
+    /// keeps in memory: openraft's default would look for them with a binary search that reads
+    /// cold segments at every start. (The trait's text speaks of the first id of each leader;
+    /// its default implementation and all users mean the last.)
+    async fn get_key_log_ids(
+        &mut self,
+        range: RangeInclusive<LogId>,
+    ) -> Result<Vec<LogId>, io::Error> {
+        Ok(last_of_each_term(&self.log.term_starts(), *range.start(), *range.end()))
+    }
+}
+
+/// See [`LogStore::get_key_log_ids`]. `starts` is the first id of each term, in order.
+fn last_of_each_term(starts: &[StoreLogId], first: LogId, last: LogId) -> Vec<LogId> {
+    let mut ids: Vec<LogId> = starts
+        .windows(2)
+        .filter_map(|pair| {
+            let [start, next] = pair else { return None };
+            let end = next.index.checked_sub(1)?;
+            (end >= first.index() && end < last.index())
+                .then(|| LogId::new_term_index(start.term, end))
+        })
+        .collect();
+    ids.push(last);
+    ids
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let purged = self.log.purged_id().map(log_id);
+        let last = self.log.last_id().map(log_id).or(purged);
+        Ok(LogState { last_purged_log_id: purged, last_log_id: last })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        let log = Arc::clone(&self.log);
+        let bytes = encode_vote(vote);
+        blocking(move || log.save_vote(&bytes)).await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        if let Some(committed) = committed {
+            self.log.save_committed(store_id(&committed)).map_err(storage_error)?;
+        }
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        Ok(self.log.committed().map(log_id))
+    }
+
+    async fn append<I>(
+        &mut self,
+        entries: I,
+        callback: IOFlushed<TypeConfig>,
+    ) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries = entries.into_iter().map(to_stored).collect::<Result<Vec<_>, _>>()?;
+        self.log
+            .append(entries, Box::new(move |result| callback.io_completed(result)))
+            .map_err(storage_error)
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        let log = Arc::clone(&self.log);
+        blocking(move || log.truncate_after(last.map(|id| id.index()))).await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
+        let log = Arc::clone(&self.log);
+        let id = store_id(&upto);
+        let beyond_end = log.last_id().is_none_or(|last| last.index <= id.index);
+        let boundary = self
+            .boundary
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .take_if(|position| position.id.index == id.index);
+        match boundary {
+            // The log ends before the installed snapshot: continue right behind it.
+            Some(position) if beyond_end => blocking(move || log.reset(&position)).await,
+            _ => blocking(move || log.purge_upto(id)).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_vote_survives_its_byte_form() {
+        let vote = Vote {
+            leader_id: leader_id_std::LeaderId { term: 7, voted_for: 3 },
+            committed: true,
+        };
+        assert_eq!(decode_vote(&encode_vote(&vote)).unwrap(), vote);
+        assert!(decode_vote(&[0; 16]).is_err());
+    }
+
+    #[test]
+    fn key_ids_are_the_last_of_each_term_in_the_range() {
+        let start = |term, index| StoreLogId { term, node: 0, index };
+        let id = LogId::new_term_index;
+        let starts = [start(2, 2), start(5, 4), start(6, 9)];
+        assert_eq!(
+            last_of_each_term(&starts, id(2, 2), id(6, 12)),
+            [id(2, 3), id(5, 8), id(6, 12)]
+        );
+        assert_eq!(last_of_each_term(&starts, id(5, 5), id(5, 8)), [id(5, 8)]);
+        assert_eq!(last_of_each_term(&starts, id(2, 3), id(6, 9)), [id(2, 3), id(5, 8), id(6, 9)]);
+        assert_eq!(last_of_each_term(&[start(1, 0)], id(1, 0), id(1, 0)), [id(1, 0)]);
+    }
+}

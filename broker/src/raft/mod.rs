@@ -1,0 +1,477 @@
+//! Consensus: the only folder that names openraft.
+//!
+//! [`Consensus`] is what the rest of the broker sees: propose a batch, watch the role, forward a
+//! request to the leader, change the group. Raft's tasks run on a runtime of their own with one
+//! thread, so that a burst of client work never delays a heartbeat.
+
+mod forward;
+mod log_store;
+mod machine;
+mod peer;
+mod runtime;
+mod server;
+mod transport;
+mod types;
+mod watch_role;
+mod wire;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use openraft::{
+    BasicNode, ChangeMembers, Config, Raft, SnapshotPolicy,
+    errors::{ClientWriteError, InitializeError, RaftError},
+};
+use raftmq_remoting::RemotingCommand;
+use raftmq_state::Reply;
+use tokio::{
+    runtime::Handle,
+    sync::{oneshot, watch},
+    time::{Instant, sleep, timeout},
+};
+
+use self::{
+    forward::Forwarder,
+    log_store::{LogStore, SnapshotBoundary},
+    machine::{RaftMachine, RaftMachineParts},
+    peer::Local,
+    server::RaftServer,
+    transport::Transport,
+    types::{Batch, Callback, TypeConfig},
+};
+pub use self::{forward::ForwardError, server::ForwardHandler, watch_role::Role};
+use crate::{
+    checkpoint::{CheckpointWriter, Checkpoints, MembershipRecord},
+    config::RaftConfig,
+    machine::Machine,
+    net::{Listener, Net},
+    status::{NodeAddresses, RaftStatus},
+};
+
+/// Longest wait for the target of a transfer to have everything, and then to have taken over.
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Pause between looks at the target's progress.
+const TRANSFER_POLL: Duration = Duration::from_millis(1);
+/// Longest wait for Raft to turn a checkpoint into its snapshot.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why a proposed batch was not applied, named by what the caller may do about it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// The batch is not in the log: it may be sent to the leader.
+    #[error("not the leader")]
+    NotLeader,
+    /// The batch may or may not be applied later.
+    #[error("outcome unknown: {0}")]
+    Unknown(&'static str),
+    /// This node cannot go on.
+    #[error("raft stopped: {0}")]
+    Stopped(String),
+}
+
+/// Why a change of the group did not happen.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// Only the leader can do it.
+    #[error("this node does not lead; ask the leader")]
+    NotLeader,
+    /// It did not finish in time.
+    #[error("{0} did not finish in {1:?}")]
+    Timeout(&'static str, Duration),
+    /// The request makes no sense for this group.
+    #[error("{0}")]
+    Invalid(String),
+    /// Raft refused.
+    #[error("raft: {0}")]
+    Raft(String),
+}
+
+/// What consensus is started with.
+pub struct ConsensusParts {
+    /// `brokerClusterName`.
+    pub cluster: String,
+    /// Group, peers and timings.
+    pub raft: RaftConfig,
+    /// Where this node is reached; for its status.
+    pub addresses: NodeAddresses,
+    /// Network.
+    pub net: Arc<dyn Net>,
+    /// Bound Raft port.
+    pub listener: Box<dyn Listener>,
+    /// Replicated data, restored from the newest checkpoint.
+    pub machine: Arc<Machine>,
+    /// Checkpoints on disk.
+    pub checkpoints: Arc<Checkpoints>,
+    /// Term and index the data was restored at.
+    pub applied: Option<raftmq_store::LogId>,
+    /// Membership at that point.
+    pub membership: MembershipRecord,
+    /// Address the checkpoint covers the log up to.
+    pub checkpoint_physical: u64,
+    /// Receives requests that other replicas forward to this node.
+    pub forwards: Arc<dyn ForwardHandler>,
+}
+
+impl std::fmt::Debug for ConsensusParts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConsensusParts").field("raft", &self.raft).finish_non_exhaustive()
+    }
+}
+
+/// This node's part in its Raft group.
+#[derive(Debug)]
+pub struct Consensus {
+    raft: Raft<TypeConfig, RaftMachine>,
+    runtime: Handle,
+    role: watch::Receiver<Role>,
+    status: watch::Receiver<Arc<RaftStatus>>,
+    forwarder: Forwarder,
+    snapshot_target: Arc<AtomicU64>,
+    checkpoints: Arc<Checkpoints>,
+    /// True while a transfer is under way: the proposer then holds back.
+    intake_paused: watch::Sender<bool>,
+    /// Dropped at the end: the runtime thread then stops.
+    _stop: oneshot::Sender<()>,
+}
+
+/// A runtime of one thread that lives until the returned sender is dropped.
+fn start_runtime() -> Result<(Handle, oneshot::Sender<()>), io::Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let handle = runtime.handle().clone();
+    let (stop, stopped) = oneshot::channel::<()>();
+    std::thread::Builder::new().name("raft".into()).spawn(move || {
+        // Ends with an error when the sender is dropped, which is the signal.
+        let _ = runtime.block_on(stopped);
+    })?;
+    Ok((handle, stop))
+}
+
+fn raft_config(cluster: &str, raft: &RaftConfig) -> Result<Arc<Config>, io::Error> {
+    let config = Config {
+        cluster_name: format!("{cluster}/{}", raft.group),
+        heartbeat_interval: raft.heartbeat_ms,
+        election_timeout_min: raft.election_min_ms,
+        election_timeout_max: raft.election_max_ms,
+        enable_pre_vote: Some(true),
+        // Snapshots are made by the retention only, and the log is purged by it only.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        max_payload_entries: 1024,
+        // The proposer keeps few batches in flight, so short channels suffice; they are
+        // allocated in full.
+        api_channel_size: Some(1024),
+        notification_channel_size: Some(4096),
+        state_machine_channel_size: Some(1024),
+        // A leader that only hears from a minority lets the others elect.
+        quorum_loss_probe_interval: Some(3 * raft.election_max_ms),
+        ..Config::default()
+    };
+    config.validate().map(Arc::new).map_err(|error| {
+        io::Error::new(io::ErrorKind::InvalidInput, format!("raft timings: {error}"))
+    })
+}
+
+impl Consensus {
+    /// Starts Raft over the restored data and forms the group on first start.
+    ///
+    /// # Errors
+    /// When the timings are impossible, a thread cannot be started, or Raft finds its storage
+    /// inconsistent.
+    pub async fn start(parts: ConsensusParts) -> Result<Arc<Self>, io::Error> {
+        let (runtime, stop) = start_runtime()?;
+        let config = raft_config(&parts.cluster, &parts.raft)?;
+        let local = Local {
+            cluster: parts.cluster.clone(),
+            group: parts.raft.group.clone(),
+            id: parts.raft.self_id,
+        };
+        let boundary = SnapshotBoundary::default();
+        let log = Arc::clone(parts.machine.log());
+        let writer = CheckpointWriter::start(
+            Arc::clone(&parts.checkpoints),
+            Arc::clone(&log),
+            Arc::clone(parts.machine.index()),
+        )?;
+        let snapshot_target = Arc::new(AtomicU64::new(current_snapshot(&log, &parts.checkpoints)));
+        let machine = RaftMachine::new(RaftMachineParts {
+            machine: parts.machine,
+            checkpoints: Arc::clone(&parts.checkpoints),
+            writer,
+            snapshot_target: Arc::clone(&snapshot_target),
+            boundary: Arc::clone(&boundary),
+            applied: parts.applied,
+            membership: parts.membership,
+            checkpoint_physical: parts.checkpoint_physical,
+        })?;
+        let transport = Transport { net: parts.net, local: local.clone() };
+        let store = LogStore::new(log, Arc::clone(&boundary));
+        let network = transport.clone();
+        let id = local.id;
+        let raft = runtime
+            .spawn(async move { Raft::new(id, config, network, store, machine).await })
+            .await
+            .map_err(io::Error::other)?
+            .map_err(io::Error::other)?;
+        let server = Arc::new(RaftServer {
+            raft: raft.clone(),
+            local: local.clone(),
+            boundary,
+            forwards: parts.forwards,
+        });
+        let listener = parts.listener;
+        runtime.spawn(async move {
+            let error = server.serve(listener).await;
+            tracing::error!(%error, "raft port stops accepting");
+        });
+        let watched = watch_role::start(&runtime, raft.clone(), &local, parts.addresses);
+        let consensus = Arc::new(Self {
+            raft,
+            forwarder: Forwarder::new(transport, runtime.clone()),
+            runtime,
+            role: watched.role,
+            status: watched.status,
+            snapshot_target,
+            checkpoints: parts.checkpoints,
+            intake_paused: watch::Sender::new(false),
+            _stop: stop,
+        });
+        consensus.form_group(&parts.raft).await?;
+        Ok(consensus)
+    }
+
+    /// On the very first start, every node writes the same first entry: the members of the
+    /// configuration. It is safe for all of them to do so.
+    async fn form_group(&self, config: &RaftConfig) -> Result<(), io::Error> {
+        let members: BTreeMap<u64, BasicNode> = config
+            .peers
+            .iter()
+            .map(|peer| (peer.id, BasicNode::new(&peer.address)))
+            .collect();
+        let raft = self.raft.clone();
+        let formed = self
+            .runtime
+            .spawn(async move {
+                if raft.is_initialized().await.map_err(io::Error::other)? {
+                    return Ok(());
+                }
+                match raft.initialize(members).await {
+                    // Not allowed: a peer's leader was faster and has sent its log already.
+                    Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+                    Err(error) => Err(io::Error::other(error)),
+                }
+            })
+            .await;
+        formed.map_err(io::Error::other)?
+    }
+
+    /// Runs tasks next to Raft's: what talks to it for every batch saves a wake-up across threads.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
+    /// This node's role. Changes when a leader is elected, lost, or ready to serve.
+    pub fn role(&self) -> watch::Receiver<Role> {
+        self.role.clone()
+    }
+
+    /// Everything known about the group; changes of the role at once, progress a few times a second.
+    pub fn status(&self) -> watch::Receiver<Arc<RaftStatus>> {
+        self.status.clone()
+    }
+
+    /// True while new batches should be held back because the leadership moves.
+    pub(crate) fn intake_paused(&self) -> watch::Receiver<bool> {
+        self.intake_paused.subscribe()
+    }
+
+    /// Proposes a batch of `count` commands. `done` runs exactly once, on the task that applies
+    /// the batch or finds that it cannot be.
+    pub(crate) async fn propose(
+        &self,
+        payload: Bytes,
+        count: u32,
+        done: impl FnOnce(Result<Vec<Reply>, ProposeError>) + Send + 'static,
+    ) {
+        let batch = Batch { payload, count, physical_offset: 0 };
+        let done = Arc::new(std::sync::Mutex::new(Some(done)));
+        let finish = move |result| {
+            let done = done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+            if let Some(done) = done {
+                done(result);
+            }
+        };
+        let refuse = finish.clone();
+        let responder = Callback::new(move |result: openraft::raft::ClientWriteResult<TypeConfig>| {
+            finish(match result {
+                Ok(response) => Ok(response.data.0),
+                Err(ClientWriteError::ForwardToLeader(_)) => Err(ProposeError::NotLeader),
+                Err(ClientWriteError::LogEntryDiscarded(_)) => {
+                    Err(ProposeError::Unknown("the leader changed before the entry was committed"))
+                }
+                Err(error) => Err(ProposeError::Stopped(error.to_string())),
+            });
+        });
+        if let Err(fatal) = self.raft.client_write_ff(batch, Some(responder)).await {
+            refuse(Err(ProposeError::Stopped(fatal.to_string())));
+        }
+    }
+
+    /// Sends a client's request to the current leader.
+    ///
+    /// # Errors
+    /// When there is no leader, it cannot be reached, or the connection broke meanwhile.
+    pub async fn forward(
+        &self,
+        peer: SocketAddr,
+        command: &RemotingCommand,
+    ) -> Result<Option<RemotingCommand>, ForwardError> {
+        let leader = self.role.borrow().leader.clone();
+        let Some((leader, address)) = leader else { return Err(ForwardError::NotLeader) };
+        self.forwarder.forward(leader, &address, peer, command).await
+    }
+
+    /// Hands the leadership to `to`, or to the follower that has most of the log. New batches
+    /// wait meanwhile, so that no send fails.
+    ///
+    /// # Errors
+    /// When this node does not lead, `to` is not a voter, or it does not catch up in time.
+    pub async fn transfer_leader(&self, to: Option<u64>) -> Result<u64, ChangeError> {
+        let metrics = self.raft.metrics();
+        let target = {
+            let metrics = metrics.borrow();
+            if metrics.current_leader != Some(metrics.id) {
+                return Err(ChangeError::NotLeader);
+            }
+            let voters: Vec<u64> = metrics
+                .membership_config
+                .voter_ids()
+                .filter(|id| *id != metrics.id)
+                .collect();
+            let matched = |id: &u64| {
+                let replication = metrics.replication.as_ref()?;
+                replication.get(id)?.as_ref().map(openraft::LogId::index)
+            };
+            match to {
+                Some(id) if voters.contains(&id) => id,
+                Some(id) => {
+                    return Err(ChangeError::Invalid(format!("node {id} is not another voter")));
+                }
+                None => voters
+                    .into_iter()
+                    .max_by_key(matched)
+                    .ok_or_else(|| ChangeError::Invalid("the group has no other voter".into()))?,
+            }
+        };
+        self.intake_paused.send_replace(true);
+        let result = timeout(TRANSFER_TIMEOUT, self.hand_over(target)).await;
+        self.intake_paused.send_replace(false);
+        match result {
+            Ok(result) => result.map(|()| target),
+            Err(_) => Err(ChangeError::Timeout("leadership transfer", TRANSFER_TIMEOUT)),
+        }
+    }
+
+    async fn hand_over(&self, target: u64) -> Result<(), ChangeError> {
+        let metrics = self.raft.metrics();
+        loop {
+            let caught_up = {
+                let metrics = metrics.borrow();
+                let replication = metrics.replication.as_ref();
+                let matched = replication
+                    .ok_or(ChangeError::NotLeader)?
+                    .get(&target)
+                    .and_then(|id| id.as_ref().map(openraft::LogId::index));
+                matched.is_some() && matched == metrics.last_log_index
+            };
+            if caught_up {
+                break;
+            }
+            sleep(TRANSFER_POLL).await;
+        }
+        let raft_error = |error: openraft::errors::Fatal<TypeConfig>| ChangeError::Raft(error.to_string());
+        self.raft.trigger().transfer_leader(target).await.map_err(raft_error)?;
+        let mut role = self.role.clone();
+        let moved = role.wait_for(|role| !role.serving && role.leader.is_some()).await;
+        moved.map(|_| ()).map_err(|error| ChangeError::Raft(error.to_string()))
+    }
+
+    /// Adds a node that receives the log without a vote.
+    ///
+    /// # Errors
+    /// When this node does not lead or Raft refuses.
+    pub async fn add_learner(&self, id: u64, address: String) -> Result<(), ChangeError> {
+        let added = self.raft.add_learner(id, BasicNode::new(address), false).await;
+        added.map(|_| ()).map_err(change_error)
+    }
+
+    /// Makes exactly `voters` the voters. They must be members already.
+    ///
+    /// # Errors
+    /// When this node does not lead or Raft refuses.
+    pub async fn change_membership(&self, voters: Vec<u64>) -> Result<(), ChangeError> {
+        if voters.is_empty() {
+            return Err(ChangeError::Invalid("a group needs at least one voter".into()));
+        }
+        let change = ChangeMembers::ReplaceAllVoters(voters.into_iter().collect());
+        self.raft.change_membership(change, false).await.map(|_| ()).map_err(change_error)
+    }
+
+    /// Purges the log up to the checkpoint at `index`: makes it Raft's snapshot first, so that a
+    /// node that is further behind can be brought up to date from it.
+    ///
+    /// # Errors
+    /// When Raft stopped or does not take the snapshot.
+    pub async fn purge(&self, index: u64) -> Result<(), ChangeError> {
+        let fatal = |error: openraft::errors::Fatal<TypeConfig>| ChangeError::Raft(error.to_string());
+        self.snapshot_target.store(index, Ordering::SeqCst);
+        self.raft.trigger().snapshot().await.map_err(fatal)?;
+        let deadline = Instant::now() + SNAPSHOT_TIMEOUT;
+        let metrics = self.raft.metrics();
+        while metrics.borrow().snapshot.is_none_or(|id| id.index() < index) {
+            if Instant::now() >= deadline {
+                return Err(ChangeError::Timeout("snapshot", SNAPSHOT_TIMEOUT));
+            }
+            sleep(TRANSFER_POLL).await;
+        }
+        self.raft.trigger().purge_log(index).await.map_err(fatal)?;
+        Ok(())
+    }
+
+    /// Checkpoints on disk; the retention chooses among their roll points.
+    #[must_use]
+    pub fn checkpoints(&self) -> &Arc<Checkpoints> {
+        &self.checkpoints
+    }
+
+    /// Stops Raft's tasks. Sends that are under way end with "outcome unknown".
+    pub async fn stop(&self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(%error, "stop raft");
+        }
+    }
+}
+
+fn change_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> ChangeError {
+    match error {
+        RaftError::APIError(
+            ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_),
+        ) => ChangeError::NotLeader,
+        error => ChangeError::Raft(error.to_string()),
+    }
+}
+
+/// Index of the checkpoint that stands for everything purged; zero when nothing is.
+fn current_snapshot(log: &raftmq_store::CommitLog, checkpoints: &Checkpoints) -> u64 {
+    let Some(purged) = log.purged_id() else { return 0 };
+    let rolls = checkpoints.rolls();
+    rolls.iter().map(|roll| roll.id.index).find(|index| *index >= purged.index).unwrap_or(0)
+}

@@ -1,0 +1,209 @@
+//! Raft messages in: the listener on the Raft port.
+
+use std::{io, net::SocketAddr, sync::Arc};
+
+use bytes::{Bytes, BytesMut};
+use futures::{StreamExt, future::BoxFuture, stream};
+use openraft::Raft;
+use raftmq_remoting::RemotingCommand;
+use raftmq_store::checkpoint::Checkpoint;
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+};
+
+use super::{
+    log_store::SnapshotBoundary,
+    machine::RaftMachine,
+    peer::{self, Local, PeerConnection, PeerReader},
+    types::{Snapshot, SnapshotMeta, TypeConfig},
+    wire::{self, Channel, Kind},
+};
+use crate::{
+    checkpoint,
+    net::{Accepted, Listener},
+};
+
+/// Connections from peers at a time. A group of 7 with a few reconnects in flight uses 40.
+const PEER_CONNECTIONS_MAX: usize = 256;
+/// Largest snapshot: a checkpoint of a million queues is about 100 MB.
+const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
+/// Forwarded requests of one peer that are handled at the same time.
+const FORWARDS_MAX: usize = 4096;
+
+/// What the leader does with a request that another broker forwards.
+pub trait ForwardHandler: Send + Sync {
+    /// Handles `command` of the client at `peer`. `Ok(None)` = no answer (oneway);
+    /// `Err(command)` = this node is not the serving leader, nothing was done.
+    fn handle(
+        &self,
+        command: RemotingCommand,
+        peer: SocketAddr,
+    ) -> BoxFuture<'static, Result<Option<RemotingCommand>, RemotingCommand>>;
+}
+
+/// Serves peers until the listener breaks.
+pub(crate) struct RaftServer {
+    pub raft: Raft<TypeConfig, RaftMachine>,
+    pub local: Local,
+    pub boundary: SnapshotBoundary,
+    pub forwards: Arc<dyn ForwardHandler>,
+}
+
+impl std::fmt::Debug for RaftServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RaftServer").field("local", &self.local).finish_non_exhaustive()
+    }
+}
+
+impl RaftServer {
+    /// Accepts and serves connections.
+    pub(crate) async fn serve(self: Arc<Self>, mut listener: Box<dyn Listener>) -> io::Error {
+        let connections = Arc::new(Semaphore::new(PEER_CONNECTIONS_MAX));
+        let mut tasks = JoinSet::new();
+        loop {
+            let accepted = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => return error,
+            };
+            while tasks.try_join_next().is_some() {}
+            let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else {
+                tracing::warn!(peer = %accepted.peer, "refuse peer connection: too many");
+                continue;
+            };
+            let server = Arc::clone(&self);
+            tasks.spawn(async move {
+                let peer = accepted.peer;
+                if let Err(error) = server.connection(accepted).await {
+                    tracing::debug!(%peer, %error, "peer connection ends");
+                }
+                drop(permit);
+            });
+        }
+    }
+
+    async fn connection(self: Arc<Self>, accepted: Accepted) -> Result<(), io::Error> {
+        let (connection, hello) = peer::accept(accepted.stream, &self.local).await?;
+        match hello.channel {
+            Channel::Append | Channel::Heartbeat => self.append_stream(connection).await,
+            Channel::Control => self.control(connection).await,
+            Channel::Forward => self.forward(connection).await,
+        }
+    }
+
+    async fn append_stream(&self, connection: PeerConnection) -> Result<(), io::Error> {
+        let PeerConnection { reader, mut writer } = connection;
+        let requests = stream::unfold(reader, |mut reader| async move {
+            match next_append(&mut reader).await {
+                Ok(Some(request)) => Some((request, reader)),
+                Ok(None) => None,
+                Err(error) => {
+                    tracing::debug!(%error, "append stream ends");
+                    None
+                }
+            }
+        });
+        let mut results = Box::pin(self.raft.stream_append(requests));
+        while let Some(result) = results.next().await {
+            let result = result.map_err(io::Error::other)?;
+            writer.send(&wire::encode_append_result(&result)).await?;
+        }
+        Ok(())
+    }
+
+    async fn control(&self, mut connection: PeerConnection) -> Result<(), io::Error> {
+        while let Some((kind, body)) = connection.reader.next().await? {
+            let answer = match kind {
+                Kind::Vote => {
+                    let request = wire::decode_vote(body)?;
+                    let response = self.raft.vote(request).await.map_err(io::Error::other)?;
+                    wire::encode_vote_result(&response)
+                }
+                Kind::PreVote => {
+                    let request = wire::decode_vote(body)?;
+                    let response = self.raft.pre_vote(request).await.map_err(io::Error::other)?;
+                    wire::encode_vote_result(&response)
+                }
+                Kind::Transfer => {
+                    let request = wire::decode_transfer(body)?;
+                    let response = self.raft.handle_transfer_leader(request).await;
+                    let reason = match response.map_err(io::Error::other)? {
+                        Ok(()) => String::new(),
+                        Err(error) => error.to_string(),
+                    };
+                    wire::encode_raw(Kind::TransferResult, reason.as_bytes())
+                }
+                Kind::SnapshotBegin => self.snapshot(body, &mut connection.reader).await?,
+                _ => return Err(wire::malformed("control")),
+            };
+            connection.writer.send(&answer).await?;
+        }
+        Ok(())
+    }
+
+    async fn snapshot(&self, begin: Bytes, reader: &mut PeerReader) -> Result<Bytes, io::Error> {
+        let (vote, length) = wire::decode_snapshot_begin(begin)?;
+        if length > SNAPSHOT_BYTES_MAX {
+            return Err(wire::malformed("oversized snapshot"));
+        }
+        let mut data = BytesMut::new();
+        while (data.len() as u64) < length {
+            data.extend_from_slice(&reader.expect(Kind::SnapshotChunk).await?);
+        }
+        let data = data.freeze();
+        let checkpoint = Checkpoint::decode(data.clone()).map_err(io::Error::other)?;
+        let restored = checkpoint::restore(&checkpoint).map_err(io::Error::other)?;
+        let meta: SnapshotMeta = super::machine::snapshot_meta(&restored)?;
+        // Raft may purge the log before the state machine has installed the snapshot.
+        *self.boundary.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            Some(restored.position);
+        let snapshot = Snapshot { meta, snapshot: data };
+        let response =
+            self.raft.install_full_snapshot(vote, snapshot).await.map_err(io::Error::other)?;
+        Ok(wire::encode_vote_only(Kind::SnapshotResult, &response.vote))
+    }
+
+    /// Requests are handled concurrently; answers carry the id of their request.
+    async fn forward(&self, connection: PeerConnection) -> Result<(), io::Error> {
+        let PeerConnection { mut reader, mut writer } = connection;
+        let permits = Arc::new(Semaphore::new(FORWARDS_MAX));
+        let (answers, mut ready) = mpsc::channel::<Bytes>(FORWARDS_MAX);
+        let mut tasks = JoinSet::new();
+        loop {
+            tokio::select! {
+                biased;
+                answer = ready.recv() => match answer {
+                    Some(answer) => writer.send(&answer).await?,
+                    None => return Ok(()),
+                },
+                frame = reader.next() => {
+                    let Some((Kind::Forward, body)) = frame? else { return Ok(()) };
+                    while tasks.try_join_next().is_some() {}
+                    let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
+                        return Ok(());
+                    };
+                    let (id, peer, command) = super::forward::decode_request(body)?;
+                    let work = self.forwards.handle(command, peer);
+                    let answers = answers.clone();
+                    tasks.spawn(async move {
+                        let answer = super::forward::encode_answer(id, work.await);
+                        // The connection may have ended; the other side then gives up by itself.
+                        let _ = answers.send(answer).await;
+                        drop(permit);
+                    });
+                }
+            }
+        }
+    }
+}
+
+async fn next_append(
+    reader: &mut PeerReader,
+) -> Result<Option<openraft::raft::AppendEntriesRequest<TypeConfig>>, io::Error> {
+    match reader.next().await? {
+        Some((Kind::Append, body)) => wire::decode_append(body).map(Some),
+        Some(_) => Err(wire::malformed("append")),
+        None => Ok(None),
+    }
+}
+

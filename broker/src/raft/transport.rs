@@ -1,0 +1,340 @@
+//! Raft messages out: openraft's network over peer connections.
+//!
+//! Each peer has three connections: the pipelined append stream, heartbeats, and one for votes,
+//! transfers and snapshots. They are opened on first use and again after an error.
+
+use std::{
+    collections::VecDeque,
+    future::Future,
+    io,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::{
+    FutureExt, Stream, StreamExt,
+    future::BoxFuture,
+    stream::{self, BoxStream},
+};
+use openraft::{
+    BasicNode, OptionalSend,
+    errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
+    network::{RPCOption, RaftNetworkFactory, RaftNetworkV2, Backoff},
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
+        TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+    },
+};
+use tokio::{sync::mpsc, time::timeout};
+
+use super::{
+    peer::{self, Local, PeerConnection, PeerReader, PeerWriter},
+    types::{Snapshot, TypeConfig, Vote},
+    wire::{self, Channel, Kind},
+};
+use crate::net::Net;
+
+/// Responses that may wait for openraft to take them.
+const RESPONSES_MAX: usize = 128;
+/// Longest wait for the answer to an append that is under way before the connection counts as
+/// dead. A healthy follower answers within a disk sync.
+const APPEND_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause before a peer that did not answer is tried again. Short: a restarted follower should be
+/// back in the quorum at once, and a refused connect on a LAN costs next to nothing.
+const BACKOFF: Duration = Duration::from_millis(100);
+/// Unit of a snapshot on the wire.
+const SNAPSHOT_CHUNK_BYTES: usize = 1 << 20;
+/// Longest time for one chunk of a snapshot, and for the answer to the whole.
+const SNAPSHOT_STEP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Makes the clients of openraft's replication, heartbeat and snapshot tasks.
+#[derive(Clone, Debug)]
+pub(crate) struct Transport {
+    pub net: Arc<dyn Net>,
+    pub local: Local,
+}
+
+/// A connection that is kept between uses; empty while a stream is using it.
+type Slot = Arc<Mutex<Option<PeerConnection>>>;
+
+/// Client for one peer, for one of openraft's tasks.
+#[derive(Debug)]
+pub(crate) struct PeerClient {
+    transport: Transport,
+    target: u64,
+    address: String,
+    channel: Channel,
+    stream: Slot,
+    control: Option<PeerConnection>,
+}
+
+impl Transport {
+    fn client(&self, target: u64, node: &BasicNode, channel: Channel) -> PeerClient {
+        PeerClient {
+            transport: self.clone(),
+            target,
+            address: node.addr.clone(),
+            channel,
+            stream: Slot::default(),
+            control: None,
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Transport {
+    type Network = PeerClient;
+
+    async fn new_client(&mut self, target: u64, node: &BasicNode) -> PeerClient {
+        self.client(target, node, Channel::Append)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &BasicNode) -> PeerClient {
+        self.client(target, node, Channel::Heartbeat)
+    }
+
+    async fn new_snapshot_client(&mut self, target: u64, node: &BasicNode) -> PeerClient {
+        self.client(target, node, Channel::Control)
+    }
+}
+
+fn unreachable(error: &io::Error) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::new(error))
+}
+
+fn broken(error: &io::Error) -> RPCError<TypeConfig> {
+    RPCError::Network(NetworkError::new(error))
+}
+
+impl PeerClient {
+    async fn connect(&self, channel: Channel) -> Result<PeerConnection, io::Error> {
+        let Transport { net, local } = &self.transport;
+        peer::connect(net, local, self.target, &self.address, channel).await
+    }
+
+    /// One request and its answer on the control connection.
+    async fn call(
+        &mut self,
+        frame: &Bytes,
+        answer: Kind,
+        limit: Duration,
+    ) -> Result<Bytes, RPCError<TypeConfig>> {
+        let work = async {
+            let mut connection = match self.control.take() {
+                Some(connection) => connection,
+                None => self.connect(Channel::Control).await.map_err(|e| unreachable(&e))?,
+            };
+            let body = connection.call(frame, answer).await.map_err(|e| broken(&e))?;
+            self.control = Some(connection);
+            Ok(body)
+        };
+        match timeout(limit, work).await {
+            Ok(result) => result,
+            Err(_) => Err(unreachable(&io::Error::new(io::ErrorKind::TimedOut, "no answer"))),
+        }
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for PeerClient {
+    type SnapshotData = Bytes;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let mut responses = self.stream_append(stream::iter([request]), option).await?;
+        match responses.next().await {
+            Some(result) => result.map(AppendEntriesResponse::from),
+            None => Err(broken(&io::ErrorKind::UnexpectedEof.into())),
+        }
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        _option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<
+            BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>,
+            RPCError<TypeConfig>,
+        >,
+    >
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        async move {
+            let kept = self.stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let connection = match kept {
+                Some(connection) => connection,
+                None => self.connect(self.channel).await.map_err(|error| unreachable(&error))?,
+            };
+            let (sender, receiver) = mpsc::channel(RESPONSES_MAX);
+            tokio::spawn(pump(connection, input, sender, Arc::clone(&self.stream)));
+            let responses = stream::unfold(receiver, |mut receiver| async move {
+                receiver.recv().await.map(|item| (item, receiver))
+            });
+            Ok(responses.boxed())
+        }
+        .boxed()
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let frame = wire::encode_vote(Kind::Vote, &request);
+        let body = self.call(&frame, Kind::VoteResult, option.hard_ttl()).await?;
+        wire::decode_vote_result(body).map_err(|error| broken(&error))
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let frame = wire::encode_vote(Kind::PreVote, &request);
+        let body = self.call(&frame, Kind::VoteResult, option.hard_ttl()).await?;
+        wire::decode_vote_result(body).map_err(|error| broken(&error))
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let work = self.send_snapshot(vote, snapshot.snapshot);
+        tokio::select! {
+            biased;
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            result = work => result.map_err(|error| StreamingError::Unreachable(Unreachable::new(&error))),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let frame = wire::encode_transfer(&request);
+        let limit = option.hard_ttl().max(HEARTBEAT_FLOOR);
+        let body = self.call(&frame, Kind::TransferResult, limit).await?;
+        if body.is_empty() {
+            Ok(Ok(()))
+        } else {
+            let reason = String::from_utf8_lossy(&body).into_owned();
+            Err(RPCError::Network(NetworkError::from_string(reason)))
+        }
+    }
+
+    fn backoff(&self) -> Option<Backoff> {
+        Some(Backoff::new(std::iter::repeat(BACKOFF)))
+    }
+}
+
+/// Shortest limit of a transfer request: the target first waits for its own log flush.
+const HEARTBEAT_FLOOR: Duration = Duration::from_millis(500);
+
+impl PeerClient {
+    async fn send_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Bytes,
+    ) -> Result<SnapshotResponse<TypeConfig>, io::Error> {
+        let timed_out = |_| io::Error::new(io::ErrorKind::TimedOut, "snapshot transfer stalled");
+        let mut connection = self.connect(Channel::Control).await?;
+        let begin = wire::encode_snapshot_begin(&vote, snapshot.len() as u64);
+        connection.writer.send(&begin).await?;
+        for chunk in snapshot.chunks(SNAPSHOT_CHUNK_BYTES) {
+            let frame = wire::encode_raw(Kind::SnapshotChunk, chunk);
+            timeout(SNAPSHOT_STEP_TIMEOUT, connection.writer.send(&frame))
+                .await
+                .map_err(timed_out)??;
+        }
+        let answer = connection.reader.expect(Kind::SnapshotResult);
+        let body = timeout(SNAPSHOT_STEP_TIMEOUT, answer).await.map_err(timed_out)??;
+        Ok(SnapshotResponse::new(wire::decode_vote_only(body)?))
+    }
+}
+
+type ResponseSender = mpsc::Sender<Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>;
+
+/// Moves requests and responses of one append stream until either side ends. The connection goes
+/// back to `slot` only when every request was answered; otherwise stray answers would follow.
+async fn pump<S>(connection: PeerConnection, input: S, responses: ResponseSender, slot: Slot)
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
+{
+    let PeerConnection { mut reader, mut writer } = connection;
+    let result = tokio::select! {
+        biased;
+        () = responses.closed() => return,
+        result = exchange(&mut reader, &mut writer, input, &responses) => result,
+    };
+    match result {
+        Ok(true) => {
+            *slot.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some(PeerConnection { reader, writer });
+        }
+        Ok(false) => {}
+        Err(error) => {
+            // openraft may have dropped the stream meanwhile; then nobody needs to know.
+            let _ = responses.send(Err(broken(&error))).await;
+        }
+    }
+}
+
+/// Returns whether the connection can be used again.
+async fn exchange<S>(
+    reader: &mut PeerReader,
+    writer: &mut PeerWriter,
+    mut input: S,
+    responses: &ResponseSender,
+) -> Result<bool, io::Error>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
+{
+    let mut waiting: usize = 0;
+    let mut ended = false;
+    // Requests that are ready together leave in one write.
+    let mut ready: VecDeque<Bytes> = VecDeque::new();
+    loop {
+        if ended && waiting == 0 {
+            return Ok(true);
+        }
+        tokio::select! {
+            biased;
+            request = input.next(), if !ended => match request {
+                Some(request) => {
+                    ready.push_back(wire::encode_append(&request)?);
+                    drop(request);
+                    while let Some(Some(request)) = input.next().now_or_never() {
+                        ready.push_back(wire::encode_append(&request)?);
+                        if ready.len() >= 16 { break; }
+                    }
+                    waiting += ready.len();
+                    while let Some(frame) = ready.pop_front() {
+                        timeout(APPEND_ANSWER_TIMEOUT, writer.send(&frame)).await??;
+                    }
+                }
+                None => ended = true,
+            },
+            frame = answer(reader), if waiting > 0 => {
+                let result = wire::decode_append_result(frame?)?;
+                waiting -= 1;
+                let failed = result.is_err();
+                if responses.send(Ok(result)).await.is_err() || failed {
+                    return Ok(false);
+                }
+            }
+        }
+    }
+}
+
+async fn answer(reader: &mut PeerReader) -> Result<Bytes, io::Error> {
+    timeout(APPEND_ANSWER_TIMEOUT, reader.expect(Kind::AppendResult)).await?
+}

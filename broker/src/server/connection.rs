@@ -1,0 +1,238 @@
+//! One client connection of the broker port: a reader that dispatches requests and a writer that
+//! drains answers. Answers may come in any order and from any task.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::BytesMut;
+use raftmq_remoting::{RemotingCommand, frame};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
+    sync::{Notify, oneshot},
+    time::timeout,
+};
+
+use crate::{
+    limits::{CONNECTION_IDLE_TIMEOUT, READ_BUFFER_BYTES_MIN, WRITE_STALL_TIMEOUT},
+    net::Stream,
+};
+
+/// Bytes of requests of one connection that may be unanswered. Beyond it, the connection is not
+/// read until some are answered: TCP then slows the client down.
+const IN_FLIGHT_BYTES_MAX: usize = 32 << 20;
+/// Requests of one connection that may be unanswered.
+const IN_FLIGHT_REQUESTS_MAX: usize = 8192;
+/// Answer bytes that may wait to be written before the connection is not read any more.
+const OUT_BYTES_SOFT: usize = 8 << 20;
+/// Answer bytes at which a client that does not read is cut off.
+const OUT_BYTES_HARD: usize = 64 << 20;
+/// Capacity of an answer buffer that is kept; a larger one is given back after a burst.
+const OUT_CAPACITY_KEPT: usize = 256 << 10;
+
+/// A connected client. Owns the answer buffer and the table of requests sent to the client; each
+/// lock is taken for an append or a lookup only.
+#[derive(Debug)]
+pub struct Connection {
+    /// Number of this connection in this process.
+    pub id: u64,
+    /// Address of the client.
+    pub peer: SocketAddr,
+    out: Mutex<BytesMut>,
+    /// Something was put into `out`, or the connection is to close.
+    wake_writer: Notify,
+    /// Requests were answered or answers written.
+    wake_reader: Notify,
+    closed: AtomicBool,
+    in_flight_bytes: AtomicUsize,
+    in_flight_requests: AtomicUsize,
+    next_opaque: AtomicI32,
+    calls: Mutex<HashMap<i32, oneshot::Sender<RemotingCommand>>>,
+}
+
+/// Counts a request as unanswered until it is dropped.
+#[derive(Debug)]
+pub struct InFlight {
+    connection: Arc<Connection>,
+    bytes: usize,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.connection.in_flight_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.connection.in_flight_requests.fetch_sub(1, Ordering::Relaxed);
+        self.connection.wake_reader.notify_one();
+    }
+}
+
+impl Connection {
+    fn new(id: u64, peer: SocketAddr) -> Self {
+        Self {
+            id,
+            peer,
+            out: Mutex::default(),
+            wake_writer: Notify::new(),
+            wake_reader: Notify::new(),
+            closed: AtomicBool::new(false),
+            in_flight_bytes: AtomicUsize::new(0),
+            in_flight_requests: AtomicUsize::new(0),
+            next_opaque: AtomicI32::new(0),
+            calls: Mutex::default(),
+        }
+    }
+
+    /// Queues `command` to be written. Never waits; a client that does not read is cut off.
+    pub fn send(&self, command: &RemotingCommand) {
+        let waiting = {
+            let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
+            frame::encode(command, &mut out);
+            out.len()
+        };
+        if waiting > OUT_BYTES_HARD {
+            tracing::warn!(peer = %self.peer, waiting, "close connection: client does not read");
+            self.close();
+        }
+        self.wake_writer.notify_one();
+    }
+
+    /// Sends a request to the client and waits for its answer, at most `limit`.
+    pub async fn call(&self, mut command: RemotingCommand, limit: Duration) -> Option<RemotingCommand> {
+        let opaque = self.next_opaque.fetch_add(1, Ordering::Relaxed);
+        command.opaque = opaque;
+        let (sender, receiver) = oneshot::channel();
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).insert(opaque, sender);
+        self.send(&command);
+        let answer = timeout(limit, receiver).await;
+        self.calls.lock().unwrap_or_else(PoisonError::into_inner).remove(&opaque);
+        answer.ok()?.ok()
+    }
+
+    /// Closes the connection; what waits to be written is dropped.
+    pub fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        self.wake_writer.notify_one();
+        self.wake_reader.notify_one();
+    }
+
+    /// Whether the connection is closed or about to be.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
+    /// Counts a request of `bytes` bytes as unanswered.
+    pub(crate) fn begin(self: &Arc<Self>, bytes: usize) -> InFlight {
+        self.in_flight_bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.in_flight_requests.fetch_add(1, Ordering::Relaxed);
+        InFlight { connection: Arc::clone(self), bytes }
+    }
+
+    fn must_wait(&self) -> bool {
+        self.in_flight_bytes.load(Ordering::Relaxed) > IN_FLIGHT_BYTES_MAX
+            || self.in_flight_requests.load(Ordering::Relaxed) > IN_FLIGHT_REQUESTS_MAX
+            || self.out.lock().unwrap_or_else(PoisonError::into_inner).len() > OUT_BYTES_SOFT
+    }
+
+    fn complete(&self, response: RemotingCommand) {
+        let call = self
+            .calls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&response.opaque);
+        if let Some(call) = call {
+            // The caller may have given up at this very moment.
+            let _ = call.send(response);
+        }
+    }
+}
+
+/// Serves one connection until it closes. `dispatch` must not block; it gets every request.
+pub(crate) async fn serve(
+    id: u64,
+    peer: SocketAddr,
+    stream: Stream,
+    dispatch: impl FnMut(&Arc<Connection>, RemotingCommand, InFlight),
+) {
+    let connection = Arc::new(Connection::new(id, peer));
+    let (reader, writer) = tokio::io::split(stream);
+    let result = tokio::select! {
+        result = read(&connection, reader, dispatch) => result,
+        result = write(&connection, writer) => result,
+    };
+    connection.closed.store(true, Ordering::SeqCst);
+    if let Err(error) = result {
+        tracing::debug!(%peer, %error, "client connection ends");
+    }
+}
+
+async fn read(
+    connection: &Arc<Connection>,
+    mut half: ReadHalf<Stream>,
+    mut dispatch: impl FnMut(&Arc<Connection>, RemotingCommand, InFlight),
+) -> Result<(), std::io::Error> {
+    let mut buffer = BytesMut::new();
+    loop {
+        loop {
+            let before = buffer.len();
+            let Some(command) = frame::decode(&mut buffer).map_err(std::io::Error::other)? else {
+                break;
+            };
+            if command.is_response() {
+                connection.complete(command);
+                continue;
+            }
+            let in_flight = connection.begin(before - buffer.len());
+            dispatch(connection, command, in_flight);
+            while connection.must_wait() {
+                connection.wake_reader.notified().await;
+                if connection.is_closed() {
+                    return Ok(());
+                }
+            }
+        }
+        buffer.reserve(READ_BUFFER_BYTES_MIN);
+        // Parked pulls are answered within this time, so a silent connection is a dead one.
+        let read = timeout(CONNECTION_IDLE_TIMEOUT, half.read_buf(&mut buffer)).await??;
+        if read == 0 || connection.is_closed() {
+            return Ok(());
+        }
+    }
+}
+
+async fn write(
+    connection: &Arc<Connection>,
+    mut half: WriteHalf<Stream>,
+) -> Result<(), std::io::Error> {
+    let mut batch = BytesMut::new();
+    loop {
+        if connection.is_closed() {
+            return Ok(());
+        }
+        {
+            let mut out = connection.out.lock().unwrap_or_else(PoisonError::into_inner);
+            std::mem::swap(&mut *out, &mut batch);
+        }
+        if batch.is_empty() {
+            connection.wake_writer.notified().await;
+            continue;
+        }
+        while !batch.is_empty() {
+            let written = timeout(WRITE_STALL_TIMEOUT, half.write_buf(&mut batch)).await??;
+            if written == 0 {
+                return Err(std::io::ErrorKind::WriteZero.into());
+            }
+        }
+        half.flush().await?;
+        if batch.capacity() > OUT_CAPACITY_KEPT {
+            batch = BytesMut::new();
+        }
+        batch.clear();
+        connection.wake_reader.notify_one();
+    }
+}

@@ -1,0 +1,320 @@
+//! Which requests are handled here, which go to the leader, and which wait for one.
+//!
+//! A replica forwards what only the leader can answer. While there is no leader, such requests
+//! wait: a failover then costs clients a pause instead of an error. Sends on the leader take a way
+//! of their own without a task: the apply task answers them.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::future::BoxFuture;
+use raftmq_remoting::{RemotingCommand, RequestCode, ResponseCode};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep, timeout_at},
+};
+
+use super::{Connection, InFlight};
+use crate::{
+    broker::Broker,
+    handler::{self, Refusal, Request, send},
+    raft::{ForwardError, ForwardHandler},
+};
+
+/// How long a request waits for a leader. RocketMQ clients give up a send after 3 s.
+const HOLD_TIMEOUT: Duration = Duration::from_millis(2_800);
+/// Bytes of requests that may wait for a leader, of all clients together.
+const HELD_BYTES_MAX: usize = 64 << 20;
+/// Pause before a request is tried again when the role has not changed meanwhile: the addressed
+/// leader was just stepping down, or its connection broke.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// Bytes of requests that wait for a leader now.
+static HELD_BYTES: AtomicUsize = AtomicUsize::new(0);
+
+/// The dispatcher of one connection.
+pub(super) fn dispatcher(
+    broker: Arc<Broker>,
+) -> impl FnMut(&Arc<Connection>, RemotingCommand, InFlight) {
+    move |connection, command, in_flight| {
+        let send = send::is_send(RequestCode(command.code));
+        if send && broker.is_serving() {
+            start_send(&broker, connection, command, in_flight);
+        } else {
+            spawn(&broker, connection, command, in_flight);
+        }
+    }
+}
+
+/// Handles a request in a task of its own.
+fn spawn(
+    broker: &Arc<Broker>,
+    connection: &Arc<Connection>,
+    command: RemotingCommand,
+    in_flight: InFlight,
+) {
+    let (broker, connection) = (Arc::clone(broker), Arc::clone(connection));
+    tokio::spawn(async move {
+        let request =
+            Request { peer: connection.peer, connection: Some(Arc::clone(&connection)), command };
+        if let Some(response) = handle(&broker, &request).await {
+            respond(&broker, &connection, &request.command, &response);
+        }
+        drop(in_flight);
+    });
+}
+
+fn respond(
+    broker: &Broker,
+    connection: &Connection,
+    request: &RemotingCommand,
+    response: &RemotingCommand,
+) {
+    broker.metrics.request_answered(RequestCode(request.code), ResponseCode(response.code));
+    if !request.is_oneway() {
+        connection.send(response);
+    }
+}
+
+/// The fast way of a send on the leader: laid out here, answered by the apply task.
+fn start_send(
+    broker: &Arc<Broker>,
+    connection: &Arc<Connection>,
+    command: RemotingCommand,
+    in_flight: InFlight,
+) {
+    let started = Instant::now();
+    let prepared = match send::prepare(broker, &command, connection.peer) {
+        Ok(send::Preparation::Ready(prepared)) => prepared,
+        // Its topic has to be created first, which takes a task.
+        Ok(send::Preparation::MissingTopic(_)) => {
+            spawn(broker, connection, command, in_flight);
+            return;
+        }
+        Err(refusal) => {
+            respond(broker, connection, &command, &refusal.response(&command));
+            return;
+        }
+    };
+    let send::Prepared { command: proposal, answer } = prepared;
+    let (broker_done, connection) = (Arc::clone(broker), Arc::clone(connection));
+    let runtime = tokio::runtime::Handle::current();
+    broker.proposer().submit(proposal, move |outcome| {
+        let broker = broker_done;
+        match send::answer(&broker, &command, &answer, outcome) {
+            Ok(response) => {
+                broker.metrics.requests.send_seconds.observe(started.elapsed().as_secs_f64());
+                respond(&broker, &connection, &command, &response);
+            }
+            Err(send::Moved) => {
+                let _guard = runtime.enter();
+                spawn(&broker, &connection, command, in_flight);
+                return;
+            }
+        }
+        drop(in_flight);
+    });
+}
+
+/// Handles a request wherever it must be handled; `None` = no answer is wanted.
+async fn handle(broker: &Arc<Broker>, request: &Request) -> Option<RemotingCommand> {
+    let code = RequestCode(request.command.code);
+    if !code.needs_leader() {
+        return Some(handler::handle(broker, request).await);
+    }
+    let deadline = Instant::now() + HOLD_TIMEOUT;
+    let mut held = None;
+    loop {
+        if broker.is_serving() {
+            if let Some(response) = serve(broker, request).await {
+                return Some(response);
+            }
+        } else {
+            match forward(broker, request).await {
+                Forwarded::Answered(response) => return response,
+                Forwarded::Unknown if !is_repeatable(code) => {
+                    let remark = "the leader went away, outcome unknown: the request may or may \
+                                  not have been carried out";
+                    let refusal = Refusal::new(ResponseCode::SYSTEM_ERROR, remark);
+                    return Some(refusal.response(&request.command));
+                }
+                Forwarded::Unknown | Forwarded::NoLeader => {}
+            }
+        }
+        if held.is_none() {
+            held = Hold::begin(broker, &request.command);
+        }
+        if held.is_none() || !wait_for_leader(broker, deadline).await {
+            return Some(no_leader(broker, &request.command));
+        }
+    }
+}
+
+/// Whether carrying a request out twice does no harm.
+fn is_repeatable(code: RequestCode) -> bool {
+    !send::is_send(code)
+        && !matches!(
+            code,
+            RequestCode::CONSUMER_SEND_MSG_BACK
+                | RequestCode::SEND_REPLY_MESSAGE
+                | RequestCode::SEND_REPLY_MESSAGE_V2
+        )
+}
+
+fn no_leader(broker: &Broker, command: &RemotingCommand) -> RemotingCommand {
+    broker.metrics.requests.holds_total.with_label_values(&["expired"]).inc();
+    let remark = "no leader was elected in time; the broker group has no quorum or is electing";
+    Refusal::new(ResponseCode::SERVICE_NOT_AVAILABLE, remark).response(command)
+}
+
+/// Handles a request on the serving leader; `None` = it stopped serving before anything was done.
+async fn serve(broker: &Arc<Broker>, request: &Request) -> Option<RemotingCommand> {
+    let response = if send::is_send(RequestCode(request.command.code)) {
+        send_and_wait(broker, request).await?
+    } else {
+        handler::handle(broker, request).await
+    };
+    // Handlers answer 14 when their proposal was refused: nothing was done.
+    (response.code != ResponseCode::SERVICE_NOT_AVAILABLE.0 || broker.is_serving())
+        .then_some(response)
+}
+
+/// A send that waits in this task for its outcome.
+async fn send_and_wait(broker: &Arc<Broker>, request: &Request) -> Option<RemotingCommand> {
+    let command = &request.command;
+    let mut prepared = send::prepare(broker, command, request.peer);
+    if let Ok(send::Preparation::MissingTopic(topic)) = &prepared {
+        if let Err(refusal) = send::create_topic(broker, command, topic).await {
+            return Some(refusal.response(command));
+        }
+        prepared = send::prepare(broker, command, request.peer);
+    }
+    let prepared = match prepared {
+        Ok(send::Preparation::Ready(prepared)) => prepared,
+        Ok(send::Preparation::MissingTopic(topic)) => {
+            return Some(Refusal::topic_not_exist(&topic).response(command));
+        }
+        Err(refusal) => return Some(refusal.response(command)),
+    };
+    let (sender, receiver) = oneshot::channel();
+    broker.proposer().submit(prepared.command, move |outcome| {
+        // The task may be gone with its connection; the message is stored all the same.
+        let _ = sender.send(outcome);
+    });
+    let outcome = receiver.await.ok()?;
+    send::answer(broker, command, &prepared.answer, outcome).ok()
+}
+
+enum Forwarded {
+    Answered(Option<RemotingCommand>),
+    /// Nothing was done.
+    NoLeader,
+    /// It may have been carried out.
+    Unknown,
+}
+
+async fn forward(broker: &Broker, request: &Request) -> Forwarded {
+    let Some(consensus) = broker.consensus() else { return Forwarded::NoLeader };
+    let result = consensus.forward(request.peer, &request.command).await;
+    let forwards = &broker.metrics.requests.forwards_total;
+    match result {
+        Ok(response) => {
+            forwards.with_label_values(&["answered"]).inc();
+            // The leader answered in the encoding of the request, with its opaque.
+            Forwarded::Answered(response)
+        }
+        Err(error) => {
+            forwards.with_label_values(&["failed"]).inc();
+            match error {
+                ForwardError::NotLeader | ForwardError::Unreachable(_) => Forwarded::NoLeader,
+                ForwardError::Unknown => Forwarded::Unknown,
+            }
+        }
+    }
+}
+
+/// Waits until it is worth trying again; false when the time is up.
+async fn wait_for_leader(broker: &Broker, deadline: Instant) -> bool {
+    let Some(consensus) = broker.consensus() else { return false };
+    let mut role = consensus.role();
+    let known = role.borrow_and_update().clone();
+    let pause = async {
+        if known.serving || known.leader.is_some() {
+            // Somebody leads, but did not take it: try again shortly, or at a change.
+            tokio::select! {
+                () = sleep(RETRY_PAUSE) => {}
+                _ = role.changed() => {}
+            }
+        } else {
+            // An error means that the process is stopping.
+            let _ = role.wait_for(|role| role.serving || role.leader.is_some()).await;
+        }
+    };
+    timeout_at(deadline, pause).await.is_ok() && Instant::now() < deadline
+}
+
+/// Counts the bytes of a request that waits for a leader.
+struct Hold<'a> {
+    broker: &'a Broker,
+    bytes: usize,
+}
+
+impl<'a> Hold<'a> {
+    /// `None` when too much is waiting already.
+    fn begin(broker: &'a Broker, command: &RemotingCommand) -> Option<Self> {
+        let bytes = command.body.len() + 512;
+        if HELD_BYTES.fetch_add(bytes, Ordering::Relaxed) + bytes > HELD_BYTES_MAX {
+            HELD_BYTES.fetch_sub(bytes, Ordering::Relaxed);
+            broker.metrics.limit_reached("held_bytes_max");
+            return None;
+        }
+        broker.metrics.requests.held_requests.inc();
+        Some(Self { broker, bytes })
+    }
+}
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        HELD_BYTES.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.broker.metrics.requests.held_requests.dec();
+    }
+}
+
+/// Requests that other replicas forward to this node. Never forwards again: two replicas with
+/// different ideas of the leader would pass a request back and forth.
+#[derive(Debug)]
+pub(crate) struct ForwardedRequests(pub std::sync::Weak<Broker>, pub tokio::runtime::Handle);
+
+impl ForwardHandler for ForwardedRequests {
+    fn handle(
+        &self,
+        command: RemotingCommand,
+        peer: SocketAddr,
+    ) -> BoxFuture<'static, Result<Option<RemotingCommand>, RemotingCommand>> {
+        let Some(broker) = self.0.upgrade() else { return Box::pin(async { Err(command) }) };
+        // On the broker's runtime: Raft's own thread must not do the work of handlers.
+        let task = self.1.spawn(async move {
+            if !broker.is_serving() {
+                return Err(command);
+            }
+            let request = Request { command, peer, connection: None };
+            match serve(&broker, &request).await {
+                Some(_) if request.command.is_oneway() => Ok(None),
+                Some(response) => Ok(Some(response)),
+                None => Err(request.command),
+            }
+        });
+        Box::pin(async move {
+            task.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "forwarded request");
+                Ok(None)
+            })
+        })
+    }
+}

@@ -1,0 +1,262 @@
+//! Owns the simulated disk of the unit tests: files in memory, each with the content a crash would
+//! leave, and faults on demand.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::disk::{Disk, DiskFile, DiskLock};
+
+#[derive(Debug, Default)]
+struct Content {
+    now: Vec<u8>,
+    synced: Vec<u8>,
+}
+
+/// Files in memory. Clones share them. Names are durable at once, content when synced.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct MemoryDisk {
+    files: Arc<Mutex<BTreeMap<PathBuf, Arc<MemoryFile>>>>,
+    locks: Arc<Mutex<BTreeSet<PathBuf>>>,
+    faults: Arc<Faults>,
+}
+
+#[derive(Debug, Default)]
+struct Faults {
+    sync: AtomicBool,
+    write: AtomicBool,
+    syncs: AtomicU64,
+    /// Changes that still succeed; then the power is gone.
+    changes_left: Mutex<Option<u64>>,
+}
+
+impl Faults {
+    fn change(&self) -> io::Result<()> {
+        match self.changes_left.lock().unwrap().as_mut() {
+            Some(0) => Err(io::Error::other("simulated power loss")),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct MemoryFile {
+    content: Mutex<Content>,
+    faults: Arc<Faults>,
+}
+
+impl MemoryDisk {
+    /// Every byte that was not synced is gone.
+    pub(crate) fn crash(&self) {
+        for file in self.files.lock().unwrap().values() {
+            let mut content = file.content.lock().unwrap();
+            content.now = content.synced.clone();
+        }
+    }
+
+    /// From now on every sync fails.
+    pub(crate) fn fail_syncs(&self) {
+        self.faults.sync.store(true, Ordering::Relaxed);
+    }
+
+    /// From now on (or no longer) every write fails, as on a full disk.
+    pub(crate) fn fail_writes(&self, fail: bool) {
+        self.faults.write.store(fail, Ordering::Relaxed);
+    }
+
+    /// Only this many more changes (writes, cuts, syncs, names) reach the disk.
+    pub(crate) fn stop_after(&self, changes: Option<u64>) {
+        *self.faults.changes_left.lock().unwrap() = changes;
+    }
+
+    /// Number of file syncs so far.
+    pub(crate) fn syncs(&self) -> u64 {
+        self.faults.syncs.load(Ordering::Relaxed)
+    }
+
+    /// Changes the bytes of a file behind the back of the store, durably.
+    pub(crate) fn edit(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+        let file = self.files.lock().unwrap()[path].clone();
+        let mut content = file.content.lock().unwrap();
+        change(&mut content.now);
+        content.synced = content.now.clone();
+    }
+
+    /// The bytes of a file.
+    pub(crate) fn content(&self, path: &Path) -> Vec<u8> {
+        self.files.lock().unwrap()[path]
+            .content
+            .lock()
+            .unwrap()
+            .now
+            .clone()
+    }
+
+    /// An independent copy of all files, without locks or faults.
+    pub(crate) fn fork(&self) -> Self {
+        let copy = Self::default();
+        for (path, file) in self.files.lock().unwrap().iter() {
+            let content = file.content.lock().unwrap();
+            let content = Content {
+                now: content.now.clone(),
+                synced: content.synced.clone(),
+            };
+            let file = MemoryFile {
+                content: Mutex::new(content),
+                faults: copy.faults.clone(),
+            };
+            copy.files
+                .lock()
+                .unwrap()
+                .insert(path.clone(), Arc::new(file));
+        }
+        copy
+    }
+}
+
+fn missing() -> io::Error {
+    io::ErrorKind::NotFound.into()
+}
+
+impl Disk for MemoryDisk {
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        self.faults.change()?;
+        let file = Arc::new(MemoryFile {
+            content: Mutex::new(Content::default()),
+            faults: self.faults.clone(),
+        });
+        self.files
+            .lock()
+            .unwrap()
+            .insert(path.to_owned(), file.clone());
+        Ok(file)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DiskFile>> {
+        let file = self
+            .files
+            .lock()
+            .unwrap()
+            .get(path)
+            .cloned()
+            .ok_or_else(missing)?;
+        Ok(file)
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        Ok(self.files.lock().unwrap().contains_key(path))
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        let files = self.files.lock().unwrap();
+        let inside = files.keys().filter(|path| path.parent() == Some(dir));
+        Ok(inside
+            .map(|path| path.file_name().unwrap().to_str().unwrap().to_owned())
+            .collect())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.faults.change()?;
+        self.files
+            .lock()
+            .unwrap()
+            .remove(path)
+            .map(|_| ())
+            .ok_or_else(missing)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.faults.change()?;
+        let mut files = self.files.lock().unwrap();
+        let file = files.remove(from).ok_or_else(missing)?;
+        files.insert(to.to_owned(), file);
+        Ok(())
+    }
+
+    fn create_dir_all(&self, _dir: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync_dir(&self, _dir: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn free_and_total_bytes(&self, _path: &Path) -> io::Result<(u64, u64)> {
+        Ok((1 << 40, 1 << 41))
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
+        if !self.locks.lock().unwrap().insert(path.to_owned()) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        Ok(Box::new(MemoryLock {
+            locks: self.locks.clone(),
+            path: path.to_owned(),
+        }))
+    }
+}
+
+impl DiskFile for MemoryFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let content = self.content.lock().unwrap();
+        let from = (offset as usize).min(content.now.len());
+        let read = buf.len().min(content.now.len() - from);
+        buf[..read].copy_from_slice(&content.now[from..from + read]);
+        Ok(read)
+    }
+
+    fn write_all_at(&self, buf: &[u8], offset: u64) -> io::Result<()> {
+        self.faults.change()?;
+        if self.faults.write.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let mut content = self.content.lock().unwrap();
+        let end = offset as usize + buf.len();
+        if content.now.len() < end {
+            content.now.resize(end, 0);
+        }
+        content.now[offset as usize..end].copy_from_slice(buf);
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.faults.change()?;
+        if self.faults.sync.load(Ordering::Relaxed) {
+            return Err(io::Error::other("simulated sync failure"));
+        }
+        self.faults.syncs.fetch_add(1, Ordering::Relaxed);
+        let mut content = self.content.lock().unwrap();
+        content.synced = content.now.clone();
+        Ok(())
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.content.lock().unwrap().now.len() as u64)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.faults.change()?;
+        self.content.lock().unwrap().now.resize(len as usize, 0);
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct MemoryLock {
+    locks: Arc<Mutex<BTreeSet<PathBuf>>>,
+    path: PathBuf,
+}
+
+impl DiskLock for MemoryLock {}
+
+impl Drop for MemoryLock {
+    fn drop(&mut self) {
+        self.locks.lock().unwrap().remove(&self.path);
+    }
+}
