@@ -8,7 +8,10 @@
 
 use std::{
     net::SocketAddr,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use crate::{
@@ -40,6 +43,8 @@ pub struct Broker {
     pub stats: Stats,
     /// Start of this process. Unit: ms since 1970.
     pub boot_timestamp_ms: u64,
+    /// Whether the disk is fuller than `diskSpaceWarningLevelRatio`; set by the retention.
+    pub(crate) disk_full: AtomicBool,
     consensus: OnceLock<Arc<Consensus>>,
     proposer: OnceLock<Arc<Proposer>>,
 }
@@ -70,6 +75,7 @@ impl Broker {
             sessions: Sessions::default(),
             offset_commits: OffsetCommits::default(),
             metrics: parts.metrics,
+            disk_full: AtomicBool::new(false),
             consensus: OnceLock::new(),
             proposer: OnceLock::new(),
         })
@@ -100,6 +106,12 @@ impl Broker {
     #[must_use]
     pub fn is_serving(&self) -> bool {
         self.consensus().is_some_and(|consensus| consensus.role().borrow().serving)
+    }
+
+    /// Whether sends are refused because the disk is too full.
+    #[must_use]
+    pub fn disk_is_full(&self) -> bool {
+        self.disk_full.load(Ordering::Relaxed)
     }
 
     /// `brokerId` of this node: 0 for the leader, else its Raft node id, which is the number in

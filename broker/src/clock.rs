@@ -10,6 +10,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub trait Clock: Send + Sync + Debug {
     /// Milliseconds since 1970-01-01 UTC. May step backwards when the machine's clock is set.
     fn now_ms(&self) -> u64;
+
+    /// Distance of local time from UTC, added to get local time. Unit: ms, as a positive number
+    /// below one day. Hours in configuration (`deleteWhen`) are local.
+    fn local_offset_ms(&self) -> u64;
 }
 
 /// The clock of the machine.
@@ -23,6 +27,12 @@ impl Clock for SystemClock {
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
         u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn local_offset_ms(&self) -> u64 {
+        let seconds = chrono::Local::now().offset().local_minus_utc();
+        let day: i32 = 86_400;
+        u64::try_from(seconds.rem_euclid(day)).unwrap_or(0) * 1000
     }
 }
 
@@ -38,6 +48,10 @@ pub(crate) mod manual {
     impl super::Clock for ManualClock {
         fn now_ms(&self) -> u64 {
             self.0.load(Ordering::Relaxed)
+        }
+
+        fn local_offset_ms(&self) -> u64 {
+            0
         }
     }
 }

@@ -95,7 +95,7 @@ impl Metrics {
     }
 
     /// Notes one write and sync of `bytes` bytes that took `duration`.
-    pub fn flushed(&self, bytes: usize, duration: Duration) {
+    pub fn flushed(&self, bytes: u64, duration: Duration) {
         self.log.flush_bytes.observe(bytes as f64);
         self.log.flush_seconds.observe(duration.as_secs_f64());
     }

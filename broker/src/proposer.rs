@@ -167,12 +167,6 @@ impl Proposer {
         receiver.await.unwrap_or(Err(SubmitError::Unknown))
     }
 
-    /// Bytes of commands that wait or are in flight.
-    #[must_use]
-    pub fn waiting_bytes(&self) -> usize {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
     /// Refuses everything from now on; what waits is answered.
     pub(crate) fn close(&self) {
         let waiting = {

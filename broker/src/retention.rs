@@ -5,7 +5,10 @@
 //! fuller than `diskSpaceCleanForciblyRatio`. Deleting means: the checkpoint at a segment boundary
 //! becomes the Raft snapshot, and Raft purges the log up to it. Every replica decides for itself.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use tokio::time::sleep;
 
@@ -52,6 +55,10 @@ pub(crate) async fn run(broker: Arc<Broker>) {
         sleep(LOOK_INTERVAL).await;
         let Some(consensus) = broker.consensus() else { continue };
         let situation = observe(&broker);
+        let full = situation.disk_used >= broker.config.disk_warning_ratio;
+        if full != broker.disk_full.swap(full, Ordering::Relaxed) {
+            tracing::warn!(full, disk_used = situation.disk_used, "disk");
+        }
         let rolls = consensus.checkpoints().rolls();
         let purged = broker.machine.log().purged_id().map(|id| id.index);
         if let Some(roll) = decide(situation, &rolls, purged) {

@@ -36,6 +36,7 @@ use crate::{
     raft::{ChangeError, Consensus, ConsensusParts},
     retention, schedule,
     server::{self, ForwardedRequests},
+    stats::Stats,
     status::{NodeAddresses, RaftStatus},
 };
 
@@ -376,7 +377,8 @@ fn open_index(
     };
     if log.last_id().is_none_or(|last| last.index < restored.id.index) {
         // The process ended between installing a snapshot and moving the log there.
-        log.reset(&restored.position)?;
+        let position = &restored.position;
+        log.reset(position.id, position.end_physical, position.crc)?;
     }
     match QueueIndex::open(Arc::clone(disk), &dir, restored.index_manifest.as_deref()) {
         Ok(index) => Ok((index, Some(restored))),
@@ -399,7 +401,7 @@ fn start_disk_threads(
     std::thread::Builder::new().name("flush".into()).spawn(move || {
         loop {
             match flusher.run_once() {
-                FlushOutcome::Flushed { bytes, duration, .. } => metrics.flushed(bytes, duration),
+                FlushOutcome::Flushed { bytes, took, .. } => metrics.flushed(bytes, took),
                 FlushOutcome::Idle => {}
                 FlushOutcome::Stopped => return,
                 FlushOutcome::Failed(reason) => {
@@ -413,9 +415,9 @@ fn start_disk_threads(
         loop {
             match preallocator.run_once() {
                 PreallocOutcome::Stopped => return,
-                PreallocOutcome::Failed(reason) => {
+                PreallocOutcome::Failed(error) => {
                     // Appends then grow the file themselves, slower but safe.
-                    tracing::warn!(reason, "fill the log ahead");
+                    tracing::warn!(%error, "fill the log ahead");
                     std::thread::sleep(Duration::from_secs(1));
                 }
                 _ => {}
@@ -431,6 +433,7 @@ fn background_tasks(broker: &Arc<Broker>) -> JoinSet<()> {
     tasks.spawn(schedule::run(Arc::clone(broker)));
     tasks.spawn(retention::run(Arc::clone(broker)));
     tasks.spawn(expire_sessions(Arc::clone(broker)));
+    tasks.spawn(Stats::run(Arc::clone(broker)));
     tasks.spawn(watch_disk(Arc::clone(broker)));
     tasks.spawn(create_system_topics(Arc::clone(broker)));
     tasks

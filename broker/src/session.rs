@@ -12,11 +12,11 @@ use crate::server::Connection;
 
 /// A client is forgotten after this silence. Source: RocketMQ's channel expiry, 120 s; heartbeats
 /// come every 30 s.
-pub const CLIENT_EXPIRY_MS: u64 = 120_000;
+pub(crate) const CLIENT_EXPIRY_MS: u64 = 120_000;
 
 /// One connected client of a group.
 #[derive(Clone, Debug)]
-pub struct Client {
+pub(crate) struct Client {
     /// `ip@pid` or what the client chose.
     pub client_id: String,
     /// Its connection; requests to the client go there.
@@ -31,7 +31,7 @@ pub struct Client {
 
 /// A consumer group with its members and what they subscribed to.
 #[derive(Clone, Debug, Default)]
-pub struct ConsumerGroup {
+pub(crate) struct ConsumerGroup {
     /// `CONSUME_ACTIVELY` or `CONSUME_PASSIVELY`.
     pub consume_type: String,
     /// `CLUSTERING` or `BROADCASTING`.
@@ -52,26 +52,30 @@ struct Inner {
 
 /// All sessions of this broker. Owns its lock; taken for map operations only.
 #[derive(Debug, Default)]
-pub struct Sessions {
+pub(crate) struct Sessions {
     inner: Mutex<Inner>,
 }
 
 /// What a heartbeat or a leaving client changed.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Changed {
+pub(crate) struct Changed {
     /// Groups whose members or subscriptions changed: their members must rebalance.
     pub groups: BTreeSet<String>,
 }
 
 impl ConsumerGroup {
-    /// Takes over what `data` says; true when members or subscriptions changed.
-    fn update(&mut self, data: &ConsumerData, client: Client) -> bool {
+    /// Takes over what `data` says; true when members or subscriptions changed. `with_topics`:
+    /// the heartbeat carries the subscriptions.
+    fn update(&mut self, data: &ConsumerData, client: Client, with_topics: bool) -> bool {
         self.consume_type.clone_from(&data.consume_type);
         self.message_model.clone_from(&data.message_model);
         self.consume_from_where.clone_from(&data.consume_from_where);
         let connection = client.connection.id;
         let known = self.clients.insert(client.client_id.clone(), client);
         let mut changed = known.is_none_or(|known| known.connection.id != connection);
+        if !with_topics {
+            return changed;
+        }
         for subscription in &data.subscription_data_set {
             match self.subscriptions.get_mut(&subscription.topic) {
                 Some(known) if subscription.sub_version > known.sub_version => {
@@ -79,13 +83,17 @@ impl ConsumerGroup {
                 }
                 Some(_) => {}
                 None => {
-                    self.subscriptions.insert(subscription.topic.clone(), subscription.clone());
+                    self.subscriptions
+                        .insert(subscription.topic.clone(), subscription.clone());
                     changed = true;
                 }
             }
         }
-        let wanted: BTreeSet<&String> =
-            data.subscription_data_set.iter().map(|subscription| &subscription.topic).collect();
+        let wanted: BTreeSet<&String> = data
+            .subscription_data_set
+            .iter()
+            .map(|subscription| &subscription.topic)
+            .collect();
         let before = self.subscriptions.len();
         self.subscriptions.retain(|topic, _| wanted.contains(topic));
         changed || self.subscriptions.len() != before
@@ -94,7 +102,7 @@ impl ConsumerGroup {
 
 impl Sessions {
     /// Takes in a heartbeat of `client`.
-    pub fn heartbeat(&self, data: &HeartbeatData, client: &Client) -> Changed {
+    pub(crate) fn heartbeat(&self, data: &HeartbeatData, client: &Client) -> Changed {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let mut changed = Changed::default();
         for producer in &data.producer_data_set {
@@ -105,8 +113,11 @@ impl Sessions {
                 .insert(client.client_id.clone(), client.clone());
         }
         for consumer in &data.consumer_data_set {
-            let group = inner.consumers.entry(consumer.group_name.clone()).or_default();
-            if group.update(consumer, client.clone()) {
+            let group = inner
+                .consumers
+                .entry(consumer.group_name.clone())
+                .or_default();
+            if group.update(consumer, client.clone(), !data.without_sub) {
                 changed.groups.insert(consumer.group_name.clone());
             }
         }
@@ -114,7 +125,7 @@ impl Sessions {
     }
 
     /// Takes a client out of the groups it names.
-    pub fn unregister(
+    pub(crate) fn unregister(
         &self,
         client_id: &str,
         producer_group: Option<&str>,
@@ -136,12 +147,12 @@ impl Sessions {
     }
 
     /// Takes every client of a closed connection out.
-    pub fn connection_closed(&self, connection: u64) -> Changed {
+    pub(crate) fn connection_closed(&self, connection: u64) -> Changed {
         self.retain(|client| client.connection.id != connection)
     }
 
     /// Takes clients out that were silent for [`CLIENT_EXPIRY_MS`] and closes their connections.
-    pub fn expire(&self, now_ms: u64) -> Changed {
+    pub(crate) fn expire(&self, now_ms: u64) -> Changed {
         self.retain(|client| {
             let alive = client.last_update_ms + CLIENT_EXPIRY_MS > now_ms;
             if !alive {
@@ -170,31 +181,47 @@ impl Sessions {
 
     /// Client ids of a consumer group, sorted: every member computes the same assignment from it.
     #[must_use]
-    pub fn consumer_ids(&self, group: &str) -> Vec<String> {
-        self.with_group(group, |group| group.clients.keys().cloned().collect()).unwrap_or_default()
+    pub(crate) fn consumer_ids(&self, group: &str) -> Vec<String> {
+        self.with_group(group, |group| group.clients.keys().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// What a consumer group subscribed to on `topic`.
     #[must_use]
-    pub fn subscription(&self, group: &str, topic: &str) -> Option<SubscriptionData> {
-        self.with_group(group, |group| group.subscriptions.get(topic).cloned()).flatten()
+    pub(crate) fn subscription(&self, group: &str, topic: &str) -> Option<SubscriptionData> {
+        self.with_group(group, |group| group.subscriptions.get(topic).cloned())
+            .flatten()
+    }
+
+    /// Whether a consumer group has members here.
+    #[must_use]
+    pub(crate) fn has_consumers(&self, group: &str) -> bool {
+        self.with_group(group, |_| ()).is_some()
+    }
+
+    /// Whether every member of a consumer group gets every message.
+    #[must_use]
+    pub(crate) fn is_broadcasting(&self, group: &str) -> bool {
+        self.with_group(group, |group| group.message_model == "BROADCASTING")
+            .unwrap_or(false)
     }
 
     /// A copy of a consumer group.
     #[must_use]
-    pub fn consumer_group(&self, group: &str) -> Option<ConsumerGroup> {
+    pub(crate) fn consumer_group(&self, group: &str) -> Option<ConsumerGroup> {
         self.with_group(group, Clone::clone)
     }
 
     /// One member of a consumer group.
     #[must_use]
-    pub fn consumer(&self, group: &str, client_id: &str) -> Option<Client> {
-        self.with_group(group, |group| group.clients.get(client_id).cloned()).flatten()
+    pub(crate) fn consumer(&self, group: &str, client_id: &str) -> Option<Client> {
+        self.with_group(group, |group| group.clients.get(client_id).cloned())
+            .flatten()
     }
 
     /// Names of groups whose members subscribe to `topic`.
     #[must_use]
-    pub fn groups_of_topic(&self, topic: &str) -> Vec<String> {
+    pub(crate) fn groups_of_topic(&self, topic: &str) -> Vec<String> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner
             .consumers
@@ -204,16 +231,30 @@ impl Sessions {
             .collect()
     }
 
+    /// A producer, whatever group it is in.
+    #[must_use]
+    pub(crate) fn producer(&self, client_id: &str) -> Option<Client> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner
+            .producers
+            .values()
+            .find_map(|clients| clients.get(client_id).cloned())
+    }
+
     /// Members of a producer group.
     #[must_use]
-    pub fn producers(&self, group: &str) -> Vec<Client> {
+    pub(crate) fn producers(&self, group: &str) -> Vec<Client> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.producers.get(group).map(|clients| clients.values().cloned().collect()).unwrap_or_default()
+        inner
+            .producers
+            .get(group)
+            .map(|clients| clients.values().cloned().collect())
+            .unwrap_or_default()
     }
 
     /// All producer groups with their members.
     #[must_use]
-    pub fn all_producers(&self) -> BTreeMap<String, Vec<Client>> {
+    pub(crate) fn all_producers(&self) -> BTreeMap<String, Vec<Client>> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner
             .producers

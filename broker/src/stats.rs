@@ -36,9 +36,18 @@ struct Period {
     samples: usize,
 }
 
-const MINUTE: Period = Period { every: 10, samples: 7 };
-const HOUR: Period = Period { every: 600, samples: 7 };
-const DAY: Period = Period { every: 3600, samples: 25 };
+const MINUTE: Period = Period {
+    every: 10,
+    samples: 7,
+};
+const HOUR: Period = Period {
+    every: 600,
+    samples: 7,
+};
+const DAY: Period = Period {
+    every: 3600,
+    samples: 25,
+};
 const PERIODS: [Period; 3] = [MINUTE, HOUR, DAY];
 
 /// What a key counts.
@@ -89,13 +98,22 @@ struct Item {
 
 impl Item {
     fn new(now_ms: u64) -> Self {
-        let birth = Sample { at_ms: now_ms, counts: Counts::default() };
+        let birth = Sample {
+            at_ms: now_ms,
+            counts: Counts::default(),
+        };
         let past = Mutex::new(std::array::from_fn(|_| VecDeque::from([birth])));
-        Self { counter: Counter::default(), past }
+        Self {
+            counter: Counter::default(),
+            past,
+        }
     }
 
     fn sample(&self, tick: u64, now_ms: u64) {
-        let sample = Sample { at_ms: now_ms, counts: self.counter.read() };
+        let sample = Sample {
+            at_ms: now_ms,
+            counts: self.counter.read(),
+        };
         for (ring, period) in lock(&self.past).iter_mut().zip(PERIODS) {
             if tick.is_multiple_of(period.every) {
                 push(ring, period.samples, sample);
@@ -116,10 +134,16 @@ impl Item {
         let past = lock(&self.past);
         let [minute, hour, day] = &*past;
         let over = |ring: &VecDeque<Sample>| {
-            let Some(first) = ring.front() else { return BrokerStatsItem::default() };
+            let Some(first) = ring.front() else {
+                return BrokerStatsItem::default();
+            };
             let sum = of(&now) - of(&first.counts);
             let times = now.times - first.counts.times;
-            BrokerStatsItem { avgpt: ratio(sum, times), sum, tps: rate(sum, first.at_ms, now_ms) }
+            BrokerStatsItem {
+                avgpt: ratio(sum, times),
+                sum,
+                tps: rate(sum, first.at_ms, now_ms),
+            }
         };
         BrokerStatsData {
             stats_day: over(day),
@@ -155,12 +179,7 @@ impl Table {
             .add(messages, bytes);
     }
 
-    fn view(
-        &self,
-        key: &str,
-        now_ms: u64,
-        of: impl Fn(&Counts) -> u64,
-    ) -> Option<BrokerStatsData> {
+    fn view(&self, key: &str, now_ms: u64, of: impl Fn(&Counts) -> u64) -> Option<BrokerStatsData> {
         let items = self.items.read().unwrap_or_else(PoisonError::into_inner);
         items.get(key).map(|item| item.view(now_ms, of))
     }
@@ -253,7 +272,10 @@ impl Stats {
     /// Counters at zero.
     #[must_use]
     pub fn new(now_ms: u64) -> Self {
-        let birth = Totals { at_ms: now_ms, ..Totals::default() };
+        let birth = Totals {
+            at_ms: now_ms,
+            ..Totals::default()
+        };
         Self {
             stored: Item::new(now_ms),
             pulled: Item::new(now_ms),
@@ -288,7 +310,8 @@ impl Stats {
         let (messages, bytes) = (messages as u64, bytes as u64);
         self.pulled.counter.add(messages, bytes);
         let now_ms = self.sampled_ms.load(Ordering::Relaxed);
-        self.pulled_by_group.add(&group_key(group, topic), messages, bytes, now_ms);
+        self.pulled_by_group
+            .add(&group_key(group, topic), messages, bytes, now_ms);
     }
 
     /// The counter that tools call `name` for `key`; `None` when there is nothing of that kind.
@@ -308,7 +331,8 @@ impl Stats {
 
     /// Messages per second stored in `topic` over the last minute.
     pub(crate) fn topic_put_tps(&self, topic: &str, now_ms: u64) -> f64 {
-        self.view("TOPIC_PUT_NUMS", topic, now_ms).map_or(0.0, |data| data.stats_minute.tps)
+        self.view("TOPIC_PUT_NUMS", topic, now_ms)
+            .map_or(0.0, |data| data.stats_minute.tps)
     }
 
     /// Messages per second that `group` pulled of `topic` over the last minute.
@@ -394,7 +418,10 @@ impl Past {
     /// The newest sample that is not younger than `at_ms`, else the oldest.
     fn before(&self, at_ms: u64) -> Totals {
         let after = self.samples.partition_point(|totals| totals.at_ms <= at_ms);
-        self.samples.get(after.saturating_sub(1)).copied().unwrap_or_default()
+        self.samples
+            .get(after.saturating_sub(1))
+            .copied()
+            .unwrap_or_default()
     }
 }
 
@@ -411,7 +438,11 @@ fn push<T>(ring: &mut VecDeque<T>, most: usize, sample: T) {
 }
 
 fn ratio(sum: u64, parts: u64) -> f64 {
-    if parts == 0 { 0.0 } else { sum as f64 / parts as f64 }
+    if parts == 0 {
+        0.0
+    } else {
+        sum as f64 / parts as f64
+    }
 }
 
 /// `sum` per second.
@@ -424,77 +455,5 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Samples each second from `from_ms` on, `seconds` times, on local day `day`.
-    fn run_for(stats: &Stats, from_ms: u64, seconds: u64, day: u64) -> u64 {
-        for second in 1..=seconds {
-            stats.sample(from_ms + second * 1000, day);
-        }
-        from_ms + seconds * 1000
-    }
-
-    #[test]
-    fn a_message_counts_for_its_topic_until_its_period_is_over() {
-        let stats = Stats::new(0);
-        stats.message_stored("T", 3, 300);
-        stats.message_stored("T", 1, 100);
-        let now = run_for(&stats, 0, 20, 0);
-        let data = stats.view("TOPIC_PUT_NUMS", "T", now).unwrap();
-        assert_eq!(data.stats_minute, BrokerStatsItem { avgpt: 2.0, sum: 4, tps: 0.2 });
-        assert_eq!(stats.view("TOPIC_PUT_SIZE", "T", now).unwrap().stats_day.sum, 400);
-        let now = run_for(&stats, now, 120, 0);
-        let data = stats.view("TOPIC_PUT_NUMS", "T", now).unwrap();
-        assert_eq!((data.stats_minute.sum, data.stats_hour.sum), (0, 4));
-        assert_eq!(stats.view("TOPIC_PUT_NUMS", "other", now), None);
-        assert_eq!(stats.view("NO_SUCH", "T", now), None);
-    }
-
-    #[test]
-    fn a_pull_without_messages_is_a_miss() {
-        let stats = Stats::new(0);
-        stats.messages_pulled("g", "T", 10, 1000);
-        stats.messages_pulled("g", "T", 0, 0);
-        let summary = stats.summary(10_000);
-        assert_eq!(summary.transferred_rates, [1.0; 3]);
-        assert_eq!(summary.found_rates, [0.1; 3]);
-        assert_eq!(summary.missed_rates, [0.1; 3]);
-        assert_eq!(summary.pull_rates, [0.2; 3]);
-        assert_eq!(stats.view("GROUP_GET_NUMS", "T@g", 10_000).unwrap().stats_minute.sum, 10);
-    }
-
-    #[test]
-    fn rates_look_back_as_far_as_their_span() {
-        let stats = Stats::new(0);
-        stats.message_stored("T", 600, 600);
-        let now = run_for(&stats, 0, 30, 0);
-        assert_eq!(stats.summary(now).put_rates, [0.0, 20.0, 20.0]);
-        let now = run_for(&stats, now, 570, 0);
-        assert_eq!(stats.summary(now).put_rates, [0.0, 0.0, 1.0]);
-    }
-
-    #[test]
-    fn midnight_moves_the_morning_counters() {
-        let stats = Stats::new(0);
-        stats.message_stored("T", 5, 5);
-        run_for(&stats, 0, 1, 1);
-        stats.message_stored("T", 2, 2);
-        run_for(&stats, 1000, 1, 2);
-        stats.message_stored("T", 1, 1);
-        let summary = stats.summary(3000);
-        let counters =
-            (summary.put_messages, summary.put_today_morning, summary.put_yesterday_morning);
-        assert_eq!(counters, (8, 7, 5));
-    }
-
-    #[test]
-    fn a_key_without_traffic_is_forgotten_after_a_day() {
-        let stats = Stats::new(0);
-        stats.message_stored("T", 1, 1);
-        let now = run_for(&stats, 0, 24 * 3600, 0);
-        assert!(stats.view("TOPIC_PUT_NUMS", "T", now).is_some());
-        let now = run_for(&stats, now, 2 * 3600, 0);
-        assert!(stats.view("TOPIC_PUT_NUMS", "T", now).is_none());
-    }
-}
+#[path = "stats_test.rs"]
+mod tests;

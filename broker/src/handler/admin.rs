@@ -60,8 +60,9 @@ pub(super) fn update_config(broker: &Arc<Broker>, request: &Request) -> Handled 
     let invalid = |remark: String| Refusal::new(ResponseCode::INVALID_PARAMETER, remark);
     let text = std::str::from_utf8(&request.command.body)
         .map_err(|_| invalid("the configuration is not UTF-8".to_owned()))?;
-    let wanted =
-        Properties::parse(text, "request").map_err(|error| invalid(error.to_string()))?.entries;
+    let wanted = Properties::parse(text, "request")
+        .map_err(|error| invalid(error.to_string()))?
+        .entries;
     let black_list = &broker.config.config_black_list;
     if wanted.iter().any(|entry| black_list.contains(&entry.key)) {
         let remark = "Can not update config in black list.";
@@ -86,7 +87,9 @@ pub(super) fn update_config(broker: &Arc<Broker>, request: &Request) -> Handled 
 
 /// 907: how far the replicas are.
 pub(super) fn ha_status(broker: &Arc<Broker>, request: &Request) -> Handled {
-    let status = broker.consensus().map(|consensus| consensus.status().borrow().clone());
+    let status = broker
+        .consensus()
+        .map(|consensus| consensus.status().borrow().clone());
     let Some(status) = status else {
         let remark = "the broker has not joined its group yet";
         return Err(Refusal::new(ResponseCode::SERVICE_NOT_AVAILABLE, remark));
@@ -104,13 +107,23 @@ pub(super) fn clean(broker: &Arc<Broker>, request: &Request) -> Handled {
 }
 
 fn delete_expired(broker: &Broker) {
-    let Some(consensus) = broker.consensus().cloned() else { return };
-    let reserved_ms = broker.config.file_reserved_hours.saturating_mul(MS_PER_HOUR);
+    let Some(consensus) = broker.consensus().cloned() else {
+        return;
+    };
+    let reserved_ms = broker
+        .config
+        .file_reserved_hours
+        .saturating_mul(MS_PER_HOUR);
     let expired_before = broker.clock.now_ms().saturating_sub(reserved_ms);
     let purged = broker.machine.log().purged_id().map(|id| id.index);
     let rolls = consensus.checkpoints().rolls();
-    let newest = rolls.iter().rev().find(|roll| roll.last_store_timestamp_ms <= expired_before);
-    let Some(index) = newest.map(|roll| roll.id.index) else { return };
+    let newest = rolls
+        .iter()
+        .rev()
+        .find(|roll| roll.last_store_timestamp_ms <= expired_before);
+    let Some(index) = newest.map(|roll| roll.id.index) else {
+        return;
+    };
     if purged.is_some_and(|purged| index <= purged) {
         return;
     }
@@ -161,7 +174,11 @@ fn counter_rows(broker: &Broker, rows: &mut Rows) {
     put(rows, "putMessageTimesTotal", put_messages);
     put(rows, "putMessageFailedTimes", failed_sends(broker));
     put(rows, "putMessageSizeTotal", put_bytes);
-    let average = if put_messages == 0 { 0.0 } else { put_bytes as f64 / put_messages as f64 };
+    let average = if put_messages == 0 {
+        0.0
+    } else {
+        put_bytes as f64 / put_messages as f64
+    };
     put(rows, "putMessageAverageSize", format!("{average:.2}"));
     // Latencies are measured as histograms, see `/metrics`; `null` stands for no buckets.
     put(rows, "putMessageEntireTimeMax", 0);
@@ -178,13 +195,21 @@ fn counter_rows(broker: &Broker, rows: &mut Rows) {
 fn store_rows(broker: &Broker, rows: &mut Rows) {
     let log = broker.machine.log();
     let (free, total) = log.disk_space().unwrap_or_default();
-    let used = if total == 0 { 0.0 } else { 1.0 - free.min(total) as f64 / total as f64 };
+    let used = if total == 0 {
+        0.0
+    } else {
+        1.0 - free.min(total) as f64 / total as f64
+    };
     let end = log.max_physical();
     put(rows, "commitLogMinOffset", log.min_physical());
     put(rows, "commitLogMaxOffset", end);
     put(rows, "commitLogDiskRatio", format!("{used:.4}"));
     put(rows, "consumeQueueDiskRatio", format!("{used:.4}"));
-    let capacity = format!("Total : {}, Free : {}.", byte_count(total), byte_count(free));
+    let capacity = format!(
+        "Total : {}, Free : {}.",
+        byte_count(total),
+        byte_count(free)
+    );
     put(rows, "commitLogDirCapacity", capacity);
     let unflushed = end.saturating_sub(log.flushed_physical());
     put(rows, "remainHowManyDataToFlush", byte_count(unflushed));
@@ -194,7 +219,11 @@ fn store_rows(broker: &Broker, rows: &mut Rows) {
     put(rows, "dispatchBehindBytes", 0);
     put(rows, "dispatchMaxBuffer", 0);
     put(rows, "pageCacheLockTimeMills", 0);
-    put(rows, "earliestMessageTimeStamp", earliest_store_timestamp(broker).unwrap_or(-1));
+    put(
+        rows,
+        "earliestMessageTimeStamp",
+        earliest_store_timestamp(broker).unwrap_or(-1),
+    );
 }
 
 fn schedule_rows(broker: &Broker, rows: &mut Rows) {
@@ -202,21 +231,31 @@ fn schedule_rows(broker: &Broker, rows: &mut Rows) {
         let state = broker.machine.state();
         let topic = state.topic(SCHEDULE_TOPIC);
         let queues = topic.map_or(&[][..], |topic| &topic.queues);
-        let numbered = (1_u32..).zip(queues).take(broker.config.message_delay_levels.len());
+        let numbered = (1_u32..)
+            .zip(queues)
+            .take(broker.config.message_delay_levels.len());
         numbered
             .map(|(level, queue)| (level, queue.number, state.schedule_progress(level)))
             .collect()
     };
     for (level, queue, delivered) in levels {
         let (_, max) = broker.machine.index().bounds(queue);
-        put(rows, &format!("scheduleMessageOffset_{level}"), format!("{delivered},{max}"));
+        put(
+            rows,
+            &format!("scheduleMessageOffset_{level}"),
+            format!("{delivered},{max}"),
+        );
     }
 }
 
 /// Requests are not queued for thread pools here, so these are RocketMQ's capacities and zero. What
 /// a send waits for is the disk.
 fn queue_rows(broker: &Broker, rows: &mut Rows) {
-    let disk_wait = broker.machine.log().oldest_unflushed_since().unwrap_or_default();
+    let disk_wait = broker
+        .machine
+        .log()
+        .oldest_unflushed_since()
+        .unwrap_or_default();
     let pools = [
         ("send", 10_000, disk_wait.as_millis()),
         ("pull", 100_000, 0),
@@ -227,7 +266,11 @@ fn queue_rows(broker: &Broker, rows: &mut Rows) {
     for (pool, capacity, wait_ms) in pools {
         put(rows, &format!("{pool}ThreadPoolQueueSize"), 0);
         put(rows, &format!("{pool}ThreadPoolQueueCapacity"), capacity);
-        put(rows, &format!("{pool}ThreadPoolQueueHeadWaitTimeMills"), wait_ms);
+        put(
+            rows,
+            &format!("{pool}ThreadPoolQueueHeadWaitTimeMills"),
+            wait_ms,
+        );
     }
     put(rows, "EndTransactionQueueSize", 0);
     put(rows, "EndTransactionThreadPoolQueueCapacity", 100_000);
@@ -253,7 +296,9 @@ fn failed_sends(broker: &Broker) -> u64 {
             && label("result").is_some_and(|result| result.value() != success)
     });
     // Counters of the metrics crate are integers here, shown as floating point.
-    failed.map(|metric| metric.get_counter().value() as u64).sum()
+    failed
+        .map(|metric| metric.get_counter().get_value() as u64)
+        .sum()
 }
 
 /// Store time of the oldest commands in the log. Unit: ms since 1970.
@@ -261,8 +306,12 @@ fn earliest_store_timestamp(broker: &Broker) -> Option<i64> {
     let log = broker.machine.log();
     let first = log.first_index();
     // A purge may overtake the read; then there is no answer this time.
-    let entries = log.read(first, first + EARLIEST_ENTRIES, EARLIEST_BYTES).ok()?;
-    let oldest = entries.iter().find(|entry| entry.kind == EntryKind::Normal)?;
+    let entries = log
+        .read(first, first + EARLIEST_ENTRIES, EARLIEST_BYTES)
+        .ok()?;
+    let oldest = entries
+        .iter()
+        .find(|entry| entry.kind == EntryKind::Normal)?;
     let (store_timestamp_ms, _) = raftmq_state::decode_payload(&oldest.payload).ok()?;
     i64::try_from(store_timestamp_ms).ok()
 }
@@ -308,12 +357,18 @@ fn ha_runtime_info(broker: &Broker, status: &RaftStatus) -> HaRuntimeInfo {
     let log = broker.machine.log();
     let end = log.max_physical();
     let members = || status.voters.iter().chain(&status.learners);
-    let address = |id: u64| members().find(|member| member.id == id).map(|member| &member.address);
+    let address = |id: u64| {
+        members()
+            .find(|member| member.id == id)
+            .map(|member| &member.address)
+    };
     let connections: Vec<HaConnectionRuntimeInfo> = status
         .peers
         .iter()
         .map(|peer| {
-            let position = peer.matched_index.and_then(|index| log.position_at(index).ok());
+            let position = peer
+                .matched_index
+                .and_then(|index| log.position_at(index).ok());
             let acknowledged = position.map_or(0, |position| position.end_physical);
             let diff = end.saturating_sub(acknowledged);
             HaConnectionRuntimeInfo {
@@ -343,7 +398,10 @@ fn ha_runtime_info(broker: &Broker, status: &RaftStatus) -> HaRuntimeInfo {
     };
     HaRuntimeInfo {
         ha_client_runtime_info: client,
-        in_sync_slave_nums: connections.iter().filter(|connection| connection.in_sync).count(),
+        in_sync_slave_nums: connections
+            .iter()
+            .filter(|connection| connection.in_sync)
+            .count(),
         ha_connection_info: connections,
         master,
         master_commit_log_max_offset: end,
@@ -406,8 +464,14 @@ mod tests {
             master_commit_log_max_offset: 7,
         };
         let text = String::from_utf8_lossy(&body::encode(&info)).into_owned();
-        assert!(text.contains(r#""haClientRuntimeInfo":{"activated":false,"#), "{text}");
-        assert!(text.contains(r#""haConnectionInfo":[],"inSyncSlaveNums":0,"master":true"#), "{text}");
+        assert!(
+            text.contains(r#""haClientRuntimeInfo":{"activated":false,"#),
+            "{text}"
+        );
+        assert!(
+            text.contains(r#""haConnectionInfo":[],"inSyncSlaveNums":0,"master":true"#),
+            "{text}"
+        );
         assert!(text.ends_with(r#""masterCommitLogMaxOffset":7}"#), "{text}");
     }
 }

@@ -33,7 +33,10 @@ struct SubscriptionGroupList {
 /// 225: as 200 for many groups; all are checked before the first is changed.
 pub(super) async fn update_list(broker: &Arc<Broker>, request: &Request) -> Handled {
     let list: SubscriptionGroupList = body::decode(&request.command.body)?;
-    let configs = list.group_config_list.into_iter().map(|config| checked(broker, config));
+    let configs = list
+        .group_config_list
+        .into_iter()
+        .map(|config| checked(broker, config));
     let configs = configs.collect::<Result<Vec<_>, _>>()?;
     let proposals = configs.into_iter().map(|config| put(broker, config));
     futures::future::try_join_all(proposals).await?;
@@ -49,7 +52,14 @@ pub(super) async fn delete(broker: &Arc<Broker>, request: &Request) -> Handled {
         let remark = format!("The group[{group}] is a system group.");
         return Err(Refusal::new(ResponseCode::INVALID_PARAMETER, remark));
     }
-    propose(broker, Command::DeleteGroup { group: group.to_owned(), clean_offset }).await?;
+    propose(
+        broker,
+        Command::DeleteGroup {
+            group: group.to_owned(),
+            clean_offset,
+        },
+    )
+    .await?;
     let retry = name::retry_topic(group);
     if broker.machine.state().topic(&retry).is_some() {
         propose(broker, Command::DeleteTopic { topic: retry }).await?;
@@ -61,7 +71,12 @@ pub(super) async fn delete(broker: &Arc<Broker>, request: &Request) -> Handled {
 pub(super) fn all(broker: &Arc<Broker>, request: &Request) -> Handled {
     let state = broker.machine.state();
     let version = data_version(state.group_version());
-    let page = page(&request.command.ext_fields, "groupSeq", "maxGroupNum", &version)?;
+    let page = page(
+        &request.command.ext_fields,
+        "groupSeq",
+        "maxGroupNum",
+        &version,
+    )?;
     let page = page.unwrap_or(0..usize::MAX);
     let rows = state.groups().skip(page.start).take(page.len());
     let wrapper = SubscriptionGroupWrapper {
@@ -73,7 +88,9 @@ pub(super) fn all(broker: &Arc<Broker>, request: &Request) -> Handled {
     };
     let total = state.groups().count();
     drop(state);
-    Ok(success(request).with_ext("totalGroupNum", total).with_body(body::encode(&wrapper)))
+    Ok(success(request)
+        .with_ext("totalGroupNum", total)
+        .with_body(body::encode(&wrapper)))
 }
 
 /// 352: the configuration of one group.
@@ -82,7 +99,10 @@ pub(super) fn get(broker: &Arc<Broker>, request: &Request) -> Handled {
     let config = broker.machine.state().group(group).cloned();
     let Some(config) = config else {
         let remark = format!("No group in this broker. group: {group}");
-        return Err(Refusal::new(ResponseCode::SUBSCRIPTION_GROUP_NOT_EXIST, remark));
+        return Err(Refusal::new(
+            ResponseCode::SUBSCRIPTION_GROUP_NOT_EXIST,
+            remark,
+        ));
     };
     Ok(success(request).with_body(body::encode(&config)))
 }
@@ -96,7 +116,10 @@ fn checked(
         .map_err(|error| Refusal::new(ResponseCode::INVALID_PARAMETER, error.to_string()))?;
     let mut attributes = {
         let state = broker.machine.state();
-        state.group(&config.group_name).map(|group| group.attributes.clone()).unwrap_or_default()
+        state
+            .group(&config.group_name)
+            .map(|group| group.attributes.clone())
+            .unwrap_or_default()
     };
     for (key, value) in config.attributes.into_iter().map(marked_change) {
         match value {
@@ -109,5 +132,13 @@ fn checked(
 }
 
 async fn put(broker: &Broker, config: SubscriptionGroupConfig) -> Result<(), Refusal> {
-    propose(broker, Command::PutGroup { config, only_if_absent: false }).await.map(|_| ())
+    propose(
+        broker,
+        Command::PutGroup {
+            config,
+            only_if_absent: false,
+        },
+    )
+    .await
+    .map(|_| ())
 }

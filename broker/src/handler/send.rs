@@ -241,7 +241,7 @@ fn prepare_single(
     marks.set(properties::PROPERTY_CLUSTER, &broker.config.cluster_name);
     let tags_code = tags::tags_code(marks.get(properties::PROPERTY_TAGS));
     let record = MessageRecord {
-        queue_id: i32::try_from(queue_id).unwrap_or(0),
+        queue_id,
         flag: request.flag,
         queue_offset: 0,
         physical_offset: 0,
@@ -266,7 +266,7 @@ pub(crate) fn prepare_record(
     tags_code: i64,
     transaction_id: Option<String>,
 ) -> Result<Prepared, Refusal> {
-    let queue_id = u32::try_from(record.queue_id).unwrap_or(0);
+    let queue_id = record.queue_id;
     let topic = record.topic.clone();
     let (record, tags_code) = detour(broker, record, tags_code);
     let mut encoded = BytesMut::new();
@@ -299,7 +299,7 @@ pub(crate) fn detour(
     record.properties.set(properties::PROPERTY_DELAY_TIME_LEVEL, &level.to_string());
     record.properties.set(properties::PROPERTY_REAL_TOPIC, &topic);
     record.properties.set(properties::PROPERTY_REAL_QUEUE_ID, &queue_id);
-    record.queue_id = i32::try_from(level - 1).unwrap_or(0);
+    record.queue_id = u32::try_from(level - 1).unwrap_or(0);
     let due = broker.clock.now_ms().saturating_add(*delay_ms);
     (record, i64::try_from(due).unwrap_or(i64::MAX))
 }
@@ -343,7 +343,7 @@ fn prepare_batch(
         inner.set(properties::PROPERTY_CLUSTER, &broker.config.cluster_name);
         let tags_code = tags::tags_code(inner.get(properties::PROPERTY_TAGS));
         let record = MessageRecord {
-            queue_id: request.queue_id,
+            queue_id,
             flag: item.flag,
             queue_offset: 0,
             physical_offset: 0,

@@ -24,8 +24,15 @@ pub(super) fn topic_stats(broker: &Arc<Broker>, request: &Request) -> Handled {
             let remark = format!("topic[{topic}] not exist");
             return Err(Refusal::new(ResponseCode::TOPIC_NOT_EXIST, remark));
         };
-        let shown = found.config.read_queue_nums.max(found.config.write_queue_nums);
-        let numbers = found.queues.iter().take(shown as usize).map(|queue| queue.number);
+        let shown = found
+            .config
+            .read_queue_nums
+            .max(found.config.write_queue_nums);
+        let numbers = found
+            .queues
+            .iter()
+            .take(shown as usize)
+            .map(|queue| queue.number);
         numbers.collect::<Vec<u32>>()
     };
     let mut offset_table = Vec::with_capacity(queues.len());
@@ -42,7 +49,10 @@ pub(super) fn topic_stats(broker: &Arc<Broker>, request: &Request) -> Handled {
         offset_table.push((queue_of(broker, topic, queue_id), range));
     }
     let topic_put_tps = broker.stats.topic_put_tps(topic, broker.clock.now_ms());
-    let table = TopicStatsTable { offset_table, topic_put_tps };
+    let table = TopicStatsTable {
+        offset_table,
+        topic_put_tps,
+    };
     Ok(success(request).with_body(table.encode()))
 }
 
@@ -50,11 +60,19 @@ pub(super) fn topic_stats(broker: &Arc<Broker>, request: &Request) -> Handled {
 pub(super) fn consume_stats(broker: &Arc<Broker>, request: &Request) -> Handled {
     let fields = &request.command.ext_fields;
     let group = fields.required_str("consumerGroup")?;
-    let wanted = |key| fields.get(key).filter(|value: &&str| !value.trim().is_empty());
+    let wanted = |key| {
+        fields
+            .get(key)
+            .filter(|value: &&str| !value.trim().is_empty())
+    };
     let topics: BTreeSet<String> = if let Some(topic) = wanted("topic") {
         BTreeSet::from([topic.to_owned()])
     } else if let Some(topics) = wanted("topicList") {
-        topics.split(';').filter(|topic| !topic.is_empty()).map(str::to_owned).collect()
+        topics
+            .split(';')
+            .filter(|topic| !topic.is_empty())
+            .map(str::to_owned)
+            .collect()
     } else {
         committed_topics(broker, group)
     };
@@ -79,7 +97,9 @@ pub(super) fn consume_stats(broker: &Arc<Broker>, request: &Request) -> Handled 
                 },
                 pull_offset: signed(committed),
             };
-            stats.offset_table.push((queue_of(broker, &topic, queue_id), wrapper));
+            stats
+                .offset_table
+                .push((queue_of(broker, &topic, queue_id), wrapper));
         }
         stats.consume_tps += broker.stats.group_get_tps(group, &topic, now_ms);
     }
@@ -90,8 +110,16 @@ pub(super) fn consume_stats(broker: &Arc<Broker>, request: &Request) -> Handled 
 pub(super) fn consumed_by(broker: &Arc<Broker>, request: &Request) -> Handled {
     let topic = request.command.ext_fields.required_str("topic")?;
     let mut groups: BTreeSet<String> = broker.sessions.groups_of_topic(topic).into_iter().collect();
-    groups.extend(broker.machine.state().groups_of_topic(topic).map(str::to_owned));
-    let list = GroupList { group_list: groups.into_iter().collect() };
+    groups.extend(
+        broker
+            .machine
+            .state()
+            .groups_of_topic(topic)
+            .map(str::to_owned),
+    );
+    let list = GroupList {
+        group_list: groups.into_iter().collect(),
+    };
     Ok(success(request).with_body(body::encode(&list)))
 }
 
@@ -122,17 +150,27 @@ pub(super) fn subscription(broker: &Arc<Broker>, request: &Request) -> Handled {
     let group = fields.required_str("group")?;
     let topic = fields.optional_str("topic")?;
     let subscription_data = topic.and_then(|topic| broker.sessions.subscription(group, topic));
-    let answer = QuerySubscriptionResponseBody { group, subscription_data, topic };
+    let answer = QuerySubscriptionResponseBody {
+        group,
+        subscription_data,
+        topic,
+    };
     Ok(success(request).with_body(body::encode(&answer)))
 }
 
 /// 315: one counter over the last minute, hour and day.
 pub(super) fn view(broker: &Arc<Broker>, request: &Request) -> Handled {
     let fields = &request.command.ext_fields;
-    let (name, key) = (fields.required_str("statsName")?, fields.required_str("statsKey")?);
+    let (name, key) = (
+        fields.required_str("statsName")?,
+        fields.required_str("statsKey")?,
+    );
     // Counters of the whole broker are kept under the name of its cluster.
     let foreign = name.starts_with("BROKER_") && key != broker.config.cluster_name;
-    let data = broker.stats.view(name, key, broker.clock.now_ms()).filter(|_| !foreign);
+    let data = broker
+        .stats
+        .view(name, key, broker.clock.now_ms())
+        .filter(|_| !foreign);
     let data = data.ok_or_else(|| {
         let remark = format!("The stats <{name}> <{key}> not exist");
         Refusal::new(ResponseCode::SYSTEM_ERROR, remark)
@@ -142,21 +180,25 @@ pub(super) fn view(broker: &Arc<Broker>, request: &Request) -> Handled {
 
 fn committed_topics(broker: &Broker, group: &str) -> BTreeSet<String> {
     let state = broker.machine.state();
-    state.offsets_of_group(group).map(|(topic, _, _)| topic.to_owned()).collect()
+    state
+        .offsets_of_group(group)
+        .map(|(topic, _, _)| topic.to_owned())
+        .collect()
 }
 
 /// Number of each queue that consumers read, with the group's offset; nothing for a missing topic.
-fn progress(
-    broker: &Broker,
-    group: &str,
-    topic: &str,
-) -> impl Iterator<Item = (u32, u64)> + use<> {
+fn progress(broker: &Broker, group: &str, topic: &str) -> impl Iterator<Item = (u32, u64)> + use<> {
     let state = broker.machine.state();
     let queues: Vec<(u32, u64)> = state.topic(topic).map_or_else(Vec::new, |found| {
-        let shown = found.queues.iter().take(found.config.read_queue_nums as usize);
+        let shown = found
+            .queues
+            .iter()
+            .take(found.config.read_queue_nums as usize);
         let numbered = (0_u32..).zip(shown);
         let offset = |queue_id| state.consumer_offset(group, topic, queue_id).unwrap_or(0);
-        numbered.map(|(queue_id, queue)| (queue.number, offset(queue_id))).collect()
+        numbered
+            .map(|(queue_id, queue)| (queue.number, offset(queue_id)))
+            .collect()
     });
     queues.into_iter()
 }
@@ -164,7 +206,9 @@ fn progress(
 /// Store time of a message; 0 when it is purged or not there. Unit: ms since 1970.
 fn store_timestamp(broker: &Broker, queue: u32, queue_offset: u64) -> Result<i64, Refusal> {
     let units = broker.machine.index().read(queue, queue_offset, 1)?;
-    Ok(units.first().map_or(0, |unit| signed(unit.store_timestamp_ms)))
+    Ok(units
+        .first()
+        .map_or(0, |unit| signed(unit.store_timestamp_ms)))
 }
 
 fn queue_of(broker: &Broker, topic: &str, queue_id: usize) -> MessageQueue {

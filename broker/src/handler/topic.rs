@@ -1,17 +1,27 @@
 //! Topics: 17 and 18 create or change, 215 delete, 21, 351 and 305 read; creation on demand by
 //! sends, and the system topics of a new group.
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc, time::Duration};
+mod attributes;
+mod system;
+
+use std::{collections::BTreeMap, ops::Range, sync::Arc};
 
 use raftmq_remoting::{
     ExtFields, ResponseCode,
-    body::{self, DataVersion, RegisterBrokerBody, TopicConfig, TopicConfigSerializeWrapper, TopicList},
+    body::{
+        self, DataVersion, RegisterBrokerBody, TopicConfig, TopicConfigSerializeWrapper, TopicList,
+    },
     name,
 };
 use raftmq_state::{Command, State, limits::QUEUES_PER_TOPIC_MAX};
 use serde::Deserialize;
-use tokio::time::sleep;
 
+pub(super) use self::attributes::marked_change;
+pub(crate) use self::system::create_system_topics;
+use self::{
+    attributes::{changed_attributes, parse_change},
+    system::{refuse_system_topic, system_topic_configs},
+};
 use super::{Handled, Refusal, Request, propose, success};
 use crate::broker::Broker;
 
@@ -21,19 +31,8 @@ const PERM_READ_WRITE: i32 = 6;
 const PERM_INHERIT: i32 = 1;
 /// Every permission bit.
 const PERM_ALL: i32 = PERM_READ_WRITE | PERM_INHERIT;
-/// Delay levels of RocketMQ; the schedule topic has a queue for each.
-const SCHEDULE_QUEUES: usize = 18;
-/// Pause before the system topics are tried again.
-const CREATE_RETRY: Duration = Duration::from_secs(1);
 /// Rows of one page when a table is asked for in pages. Source: RocketMQ `splitMetadataSize`.
 const PAGE_ROWS_MAX: usize = 2000;
-/// Attributes a topic may have, with their values. Source: RocketMQ `TopicAttributes`, without
-/// what this version does not do (batch queues, compaction, mixed types).
-const ATTRIBUTES: [(&str, &[&str]); 3] = [
-    ("cleanup.policy", &["DELETE"]),
-    ("message.type", &["UNSPECIFIED", "NORMAL", "FIFO", "DELAY", "TRANSACTION"]),
-    ("queue.type", &["SimpleCQ"]),
-];
 
 /// Creates `topic` for a send, after the model of `default_topic`, if the rules allow it. Nothing
 /// to do when it exists.
@@ -49,7 +48,13 @@ pub(crate) async fn ensure_topic_for_send(
             return Ok(());
         }
         let auto_create = broker.config.auto_create_topic;
-        on_demand(&state, topic, default_topic, default_queue_nums, auto_create)
+        on_demand(
+            &state,
+            topic,
+            default_topic,
+            default_queue_nums,
+            auto_create,
+        )
     };
     match config {
         Some(config) => ensure_topic(broker, config).await,
@@ -62,40 +67,15 @@ pub(crate) async fn ensure_topic(broker: &Broker, config: TopicConfig) -> Result
     if broker.machine.state().topic(&config.topic_name).is_some() {
         return Ok(());
     }
-    propose(broker, Command::PutTopic { config, only_if_absent: true }).await.map(|_| ())
-}
-
-/// Creates the topics that every broker has, those that are absent. Called by a new leader; goes
-/// on until they are there or this node does not lead any more.
-pub(crate) async fn create_system_topics(broker: &Broker) {
-    while broker.is_serving() {
-        // Proposed together, so that they share an entry of the log.
-        let proposals = missing_system_topics(broker).into_iter();
-        let proposals = proposals.map(|command| propose(broker, command));
-        match futures::future::try_join_all(proposals).await {
-            Ok(_) => return,
-            Err(refusal) => tracing::warn!(remark = refusal.remark, "create system topics"),
-        }
-        sleep(CREATE_RETRY).await;
-    }
-}
-
-fn missing_system_topics(broker: &Broker) -> Vec<Command> {
-    let state = broker.machine.state();
-    let enough = |wanted: &TopicConfig| {
-        state.topic(&wanted.topic_name).is_some_and(|topic| {
-            // More delay levels than before need more queues; other topics stay as they are.
-            wanted.topic_name != name::SCHEDULE_TOPIC
-                || topic.queues.len() >= wanted.write_queue_nums as usize
-        })
-    };
-    let missing = system_topic_configs(broker).into_iter().filter(|wanted| !enough(wanted));
-    missing
-        .map(|config| {
-            let only_if_absent = config.topic_name != name::SCHEDULE_TOPIC;
-            Command::PutTopic { config, only_if_absent }
-        })
-        .collect()
+    propose(
+        broker,
+        Command::PutTopic {
+            config,
+            only_if_absent: true,
+        },
+    )
+    .await
+    .map(|_| ())
 }
 
 /// The topics as they are registered at the name servers.
@@ -122,7 +102,10 @@ pub(super) async fn update(broker: &Arc<Broker>, request: &Request) -> Handled {
     check_name(broker, topic)?;
     fields.required_str("defaultTopic")?;
     let attributes = fields.get("attributes").unwrap_or_default();
-    let changes = attributes.split(',').map(str::trim).filter(|change| !change.is_empty());
+    let changes = attributes
+        .split(',')
+        .map(str::trim)
+        .filter(|change| !change.is_empty());
     let changes = changes.map(parse_change).collect::<Result<Vec<_>, _>>()?;
     let config = TopicConfig {
         attributes: changed_attributes(present_attributes(broker, topic), changes)?,
@@ -152,7 +135,9 @@ pub(super) async fn update_list(broker: &Arc<Broker>, request: &Request) -> Hand
     let mut configs = Vec::with_capacity(list.topic_config_list.len());
     for mut config in list.topic_config_list {
         check_name(broker, &config.topic_name)?;
-        let changes = std::mem::take(&mut config.attributes).into_iter().map(marked_change);
+        let changes = std::mem::take(&mut config.attributes)
+            .into_iter()
+            .map(marked_change);
         let present = present_attributes(broker, &config.topic_name);
         config.attributes = changed_attributes(present, changes.collect())?;
         queue_count(i32::try_from(config.read_queue_nums).unwrap_or(-1))?;
@@ -169,13 +154,19 @@ pub(super) async fn update_list(broker: &Arc<Broker>, request: &Request) -> Hand
 pub(super) async fn delete(broker: &Arc<Broker>, request: &Request) -> Handled {
     let topic = request.command.ext_fields.required_str("topic")?;
     if topic.trim().is_empty() {
-        return Err(Refusal::new(ResponseCode::SYSTEM_ERROR, "The specified topic is blank."));
+        return Err(Refusal::new(
+            ResponseCode::SYSTEM_ERROR,
+            "The specified topic is blank.",
+        ));
     }
     refuse_system_topic(broker, topic)?;
     let doomed: Vec<String> = {
         let state = broker.machine.state();
         let of_groups = state.groups_of_topic(topic).flat_map(|group| {
-            [name::pop_retry_topic_v1(topic, group), name::pop_retry_topic_v2(topic, group)]
+            [
+                name::pop_retry_topic_v1(topic, group),
+                name::pop_retry_topic_v2(topic, group),
+            ]
         });
         let retry = of_groups.filter(|retry| state.topic(retry).is_some());
         retry.chain([topic.to_owned()]).collect()
@@ -190,17 +181,28 @@ pub(super) async fn delete(broker: &Arc<Broker>, request: &Request) -> Handled {
 pub(super) fn all(broker: &Arc<Broker>, request: &Request) -> Handled {
     let state = broker.machine.state();
     let version = data_version(state.topic_version());
-    let page = page(&request.command.ext_fields, "topicSeq", "maxTopicNum", &version)?;
+    let page = page(
+        &request.command.ext_fields,
+        "topicSeq",
+        "maxTopicNum",
+        &version,
+    )?;
     let wrapper = wrapper_of(&state, page);
     let total = state.topics().count();
     drop(state);
-    Ok(success(request).with_ext("totalTopicNum", total).with_body(body::encode(&wrapper)))
+    Ok(success(request)
+        .with_ext("totalTopicNum", total)
+        .with_body(body::encode(&wrapper)))
 }
 
 /// 351: the configuration of one topic.
 pub(super) fn get(broker: &Arc<Broker>, request: &Request) -> Handled {
     let topic = request.command.ext_fields.required_str("topic")?;
-    let config = broker.machine.state().topic(topic).map(|topic| topic.config.clone());
+    let config = broker
+        .machine
+        .state()
+        .topic(topic)
+        .map(|topic| topic.config.clone());
     let Some(config) = config else {
         let remark = format!("No topic in this broker. topic: {topic}");
         return Err(Refusal::new(ResponseCode::TOPIC_NOT_EXIST, remark));
@@ -210,12 +212,21 @@ pub(super) fn get(broker: &Arc<Broker>, request: &Request) -> Handled {
 
 /// 305: names of the system topics.
 pub(super) fn system_topics(broker: &Arc<Broker>, request: &Request) -> Handled {
-    let mut topics: Vec<String> =
-        system_topic_configs(broker).into_iter().map(|config| config.topic_name).collect();
-    topics.extend(name::system_topics().iter().map(|topic| (*topic).to_owned()));
+    let mut topics: Vec<String> = system_topic_configs(broker)
+        .into_iter()
+        .map(|config| config.topic_name)
+        .collect();
+    topics.extend(
+        name::system_topics()
+            .iter()
+            .map(|topic| (*topic).to_owned()),
+    );
     topics.sort_unstable();
     topics.dedup();
-    let list = TopicList { broker_addr: None, topic_list: topics };
+    let list = TopicList {
+        broker_addr: None,
+        topic_list: topics,
+    };
     Ok(success(request).with_body(body::encode(&list)))
 }
 
@@ -227,15 +238,28 @@ pub(super) fn page(
     most: &str,
     version: &DataVersion,
 ) -> Result<Option<Range<usize>>, Refusal> {
-    let Some(begin) = fields.optional_i32(begin)? else { return Ok(None) };
-    let seen = fields.get("dataVersion").filter(|seen| !seen.trim().is_empty());
+    let Some(begin) = fields.optional_i32(begin)? else {
+        return Ok(None);
+    };
+    let seen = fields
+        .get("dataVersion")
+        .filter(|seen| !seen.trim().is_empty());
     let changed = match seen.map(|seen| body::decode::<DataVersion>(seen.as_bytes())) {
         Some(seen) => seen? != *version,
         None => false,
     };
-    let begin = if changed { 0 } else { usize::try_from(begin).unwrap_or(0) };
-    let rows = fields.optional_i32(most)?.and_then(|rows| usize::try_from(rows).ok());
-    let rows = rows.filter(|rows| *rows > 0).unwrap_or(PAGE_ROWS_MAX).min(PAGE_ROWS_MAX);
+    let begin = if changed {
+        0
+    } else {
+        usize::try_from(begin).unwrap_or(0)
+    };
+    let rows = fields
+        .optional_i32(most)?
+        .and_then(|rows| usize::try_from(rows).ok());
+    let rows = rows
+        .filter(|rows| *rows > 0)
+        .unwrap_or(PAGE_ROWS_MAX)
+        .min(PAGE_ROWS_MAX);
     Ok(Some(begin..begin.saturating_add(rows)))
 }
 
@@ -269,8 +293,14 @@ fn on_demand(
     auto_create: bool,
 ) -> Option<TopicConfig> {
     if let Some(group) = name::group_of_retry_topic(topic) {
-        let queues = state.group(group).map_or(1, |group| group.retry_queue_nums.max(1));
-        return Some(TopicConfig::new(topic, queues.unsigned_abs(), PERM_READ_WRITE));
+        let queues = state
+            .group(group)
+            .map_or(1, |group| group.retry_queue_nums.max(1));
+        return Some(TopicConfig::new(
+            topic,
+            queues.unsigned_abs(),
+            PERM_READ_WRITE,
+        ));
     }
     if name::is_dlq_topic(topic) {
         return Some(TopicConfig::new(topic, 1, PERM_READ_WRITE));
@@ -282,42 +312,14 @@ fn on_demand(
     if model.perm & PERM_INHERIT == 0 {
         return None;
     }
-    let queues = u32::try_from(default_queue_nums).unwrap_or(0).min(model.write_queue_nums).max(1);
+    let queues = u32::try_from(default_queue_nums)
+        .unwrap_or(0)
+        .min(model.write_queue_nums)
+        .max(1);
     Some(TopicConfig {
         topic_filter_type: model.topic_filter_type.clone(),
         ..TopicConfig::new(topic, queues, model.perm & !PERM_INHERIT)
     })
-}
-
-/// The system topics of this broker with RocketMQ's queues and permissions.
-fn system_topic_configs(broker: &Broker) -> Vec<TopicConfig> {
-    let config = &broker.config;
-    let cluster = &config.cluster_name;
-    let levels = config.message_delay_levels.len().max(SCHEDULE_QUEUES);
-    let row = |topic: &str, queues| TopicConfig::new(topic, queues, PERM_READ_WRITE);
-    let mut rows = vec![
-        row(name::SELF_TEST_TOPIC, 1),
-        row(name::BENCHMARK_TOPIC, 1024),
-        TopicConfig { perm: PERM_ALL, ..row(cluster, 16) },
-        TopicConfig { perm: PERM_ALL, ..row(&config.broker_name, 1) },
-        row(name::OFFSET_MOVED_EVENT, 1),
-        row(name::SCHEDULE_TOPIC, u32::try_from(levels).unwrap_or(QUEUES_PER_TOPIC_MAX)),
-        row(&name::reply_topic(cluster), 1),
-        row(name::TRANSACTION_HALF_TOPIC, 1),
-        row(name::TRANSACTION_OP_TOPIC, 1),
-        row(name::TRANSACTION_CHECK_MAX_TOPIC, 1),
-        row(name::CHECKPOINT_TOPIC, 1),
-        row(name::TIMER_TOPIC, 1),
-        row(&format!("{}REVIVE_LOG_{cluster}", name::SYSTEM_TOPIC_PREFIX), 8),
-    ];
-    if config.auto_create_topic {
-        let model = row(name::AUTO_CREATE_TOPIC, config.default_topic_queue_nums);
-        rows.push(TopicConfig { perm: PERM_ALL, ..model });
-    }
-    if config.trace_topic_enable {
-        rows.push(row(&config.trace_topic_name, 1));
-    }
-    rows
 }
 
 fn check_name(broker: &Broker, topic: &str) -> Result<(), Refusal> {
@@ -326,98 +328,61 @@ fn check_name(broker: &Broker, topic: &str) -> Result<(), Refusal> {
     refuse_system_topic(broker, topic)
 }
 
-fn refuse_system_topic(broker: &Broker, topic: &str) -> Result<(), Refusal> {
-    let config = &broker.config;
-    let own = [&config.cluster_name, &config.broker_name, &config.trace_topic_name];
-    let is_own = own.iter().any(|system| *system == topic)
-        || *topic == name::reply_topic(&config.cluster_name);
-    if is_own || name::is_system_topic(topic) {
-        let remark = format!("The topic[{topic}] is conflict with system topic.");
-        return Err(Refusal::new(ResponseCode::INVALID_PARAMETER, remark));
-    }
-    Ok(())
-}
-
 fn check_config(config: &TopicConfig) -> Result<(), Refusal> {
     let invalid = |remark: String| Err(Refusal::new(ResponseCode::INVALID_PARAMETER, remark));
     if !(0..=PERM_ALL).contains(&config.perm) {
-        return invalid(format!("perm {} is not a sum of 4 read, 2 write, 1 inherit", config.perm));
+        return invalid(format!(
+            "perm {} is not a sum of 4 read, 2 write, 1 inherit",
+            config.perm
+        ));
     }
     let filter = config.topic_filter_type.as_str();
     if !matches!(filter, "SINGLE_TAG" | "MULTI_TAG") {
-        return invalid(format!("topicFilterType must be SINGLE_TAG or MULTI_TAG, not '{filter}'"));
+        return invalid(format!(
+            "topicFilterType must be SINGLE_TAG or MULTI_TAG, not '{filter}'"
+        ));
     }
     Ok(())
 }
 
 fn queue_count(count: i32) -> Result<u32, Refusal> {
-    u32::try_from(count).ok().filter(|count| *count <= QUEUES_PER_TOPIC_MAX).ok_or_else(|| {
-        let remark = format!("a topic has 0 to {QUEUES_PER_TOPIC_MAX} queues, not {count}");
-        Refusal::new(ResponseCode::INVALID_PARAMETER, remark)
-    })
+    u32::try_from(count)
+        .ok()
+        .filter(|count| *count <= QUEUES_PER_TOPIC_MAX)
+        .ok_or_else(|| {
+            let remark = format!("a topic has 0 to {QUEUES_PER_TOPIC_MAX} queues, not {count}");
+            Refusal::new(ResponseCode::INVALID_PARAMETER, remark)
+        })
 }
 
 /// Puts a checked configuration; one that is there already costs no entry of the log.
 async fn put(broker: &Broker, config: TopicConfig) -> Result<(), Refusal> {
     let name = &config.topic_name;
-    let same = broker.machine.state().topic(name).is_some_and(|topic| topic.config == config);
+    let same = broker
+        .machine
+        .state()
+        .topic(name)
+        .is_some_and(|topic| topic.config == config);
     if same && broker.is_serving() {
         return Ok(());
     }
-    propose(broker, Command::PutTopic { config, only_if_absent: false }).await.map(|_| ())
+    propose(
+        broker,
+        Command::PutTopic {
+            config,
+            only_if_absent: false,
+        },
+    )
+    .await
+    .map(|_| ())
 }
 
 fn present_attributes(broker: &Broker, topic: &str) -> BTreeMap<String, String> {
     let state = broker.machine.state();
-    state.topic(topic).map(|topic| topic.config.attributes.clone()).unwrap_or_default()
-}
-
-/// A key with its new value, `None` to remove it.
-type Change = (String, Option<String>);
-
-/// One change as tools write it: `+key=value` or `-key`.
-fn parse_change(text: &str) -> Result<Change, Refusal> {
-    if let Some(key) = text.strip_prefix('-') {
-        return Ok((key.trim().to_owned(), None));
-    }
-    let change = text.strip_prefix('+').and_then(|change| change.split_once('='));
-    let (key, value) = change.ok_or_else(|| {
-        let remark = format!("attribute '{text}' must be '+key=value' or '-key'");
-        Refusal::new(ResponseCode::INVALID_PARAMETER, remark)
-    })?;
-    Ok((key.trim().to_owned(), Some(value.trim().to_owned())))
-}
-
-/// One change out of a JSON table: keys carry the sign, or none for plain values.
-pub(super) fn marked_change((key, value): (String, String)) -> Change {
-    match key.strip_prefix('-') {
-        Some(key) => (key.to_owned(), None),
-        None => (key.strip_prefix('+').unwrap_or(&key).to_owned(), Some(value)),
-    }
-}
-
-fn changed_attributes(
-    mut attributes: BTreeMap<String, String>,
-    changes: Vec<Change>,
-) -> Result<BTreeMap<String, String>, Refusal> {
-    let invalid = |remark: String| Refusal::new(ResponseCode::INVALID_PARAMETER, remark);
-    for (key, value) in changes {
-        let Some(value) = value else {
-            attributes.remove(&key);
-            continue;
-        };
-        if key == "message.type" && value == "MIXED" {
-            return Err(invalid("MIXED message type is not supported.".to_owned()));
-        }
-        let known = ATTRIBUTES.iter().find(|(name, _)| *name == key);
-        let (_, values) = known.ok_or_else(|| invalid(format!("unsupported key: {key}")))?;
-        if !values.contains(&value.as_str()) {
-            let wanted = values.join(", ");
-            return Err(invalid(format!("value of {key} must be {wanted}, not '{value}'")));
-        }
-        attributes.insert(key, value);
-    }
-    Ok(attributes)
+    state
+        .topic(topic)
+        .map(|topic| topic.config.attributes.clone())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -434,7 +399,10 @@ mod tests {
             payload.push(&command.encode());
         }
         let mut state = State::new();
-        let at = EntryPosition { index: 1, payload_physical_offset: 0 };
+        let at = EntryPosition {
+            index: 1,
+            payload_physical_offset: 0,
+        };
         let payload: Bytes = payload.finish();
         state.apply(at, &payload, &mut Output::default()).unwrap();
         state
@@ -442,7 +410,10 @@ mod tests {
 
     fn topic(topic: &str, queues: u32, perm: i32) -> Command {
         let config = TopicConfig::new(topic, queues, perm);
-        Command::PutTopic { config, only_if_absent: false }
+        Command::PutTopic {
+            config,
+            only_if_absent: false,
+        }
     }
 
     #[test]
@@ -459,8 +430,14 @@ mod tests {
 
     #[test]
     fn retry_and_dead_letter_topics_need_no_model() {
-        let config = SubscriptionGroupConfig { retry_queue_nums: 3, ..SubscriptionGroupConfig::new("g") };
-        let state = state_with(&[Command::PutGroup { config, only_if_absent: false }]);
+        let config = SubscriptionGroupConfig {
+            retry_queue_nums: 3,
+            ..SubscriptionGroupConfig::new("g")
+        };
+        let state = state_with(&[Command::PutGroup {
+            config,
+            only_if_absent: false,
+        }]);
         let retry = on_demand(&state, "%RETRY%g", "absent", 4, false).unwrap();
         assert_eq!(retry, TopicConfig::new("%RETRY%g", 3, 6));
         let dead = on_demand(&state, "%DLQ%g", "absent", 4, false).unwrap();
@@ -469,30 +446,38 @@ mod tests {
 
     #[test]
     fn a_page_begins_anew_when_the_table_changed() {
-        let version = DataVersion { counter: 2, state_version: 0, timestamp: 5 };
+        let version = DataVersion {
+            counter: 2,
+            state_version: 0,
+            timestamp: 5,
+        };
         let mut fields = ExtFields::new();
-        assert_eq!(page(&fields, "topicSeq", "maxTopicNum", &version).unwrap(), None);
+        assert_eq!(
+            page(&fields, "topicSeq", "maxTopicNum", &version).unwrap(),
+            None
+        );
         fields.insert("topicSeq", 2000);
         fields.insert("maxTopicNum", 500);
-        fields.insert("dataVersion", r#"{"counter":2,"stateVersion":0,"timestamp":5}"#);
-        assert_eq!(page(&fields, "topicSeq", "maxTopicNum", &version).unwrap(), Some(2000..2500));
-        fields.insert("dataVersion", r#"{"counter":1,"stateVersion":0,"timestamp":5}"#);
-        assert_eq!(page(&fields, "topicSeq", "maxTopicNum", &version).unwrap(), Some(0..500));
+        fields.insert(
+            "dataVersion",
+            r#"{"counter":2,"stateVersion":0,"timestamp":5}"#,
+        );
+        assert_eq!(
+            page(&fields, "topicSeq", "maxTopicNum", &version).unwrap(),
+            Some(2000..2500)
+        );
+        fields.insert(
+            "dataVersion",
+            r#"{"counter":1,"stateVersion":0,"timestamp":5}"#,
+        );
+        assert_eq!(
+            page(&fields, "topicSeq", "maxTopicNum", &version).unwrap(),
+            Some(0..500)
+        );
         fields.insert("maxTopicNum", -1);
-        assert_eq!(page(&fields, "topicSeq", "maxTopicNum", &version).unwrap(), Some(0..2000));
-    }
-
-    #[test]
-    fn attributes_are_added_changed_and_removed() {
-        let present = BTreeMap::from([("queue.type".to_owned(), "SimpleCQ".to_owned())]);
-        let changes =
-            vec![parse_change("+message.type=FIFO").unwrap(), parse_change("-queue.type").unwrap()];
-        let changed = changed_attributes(present, changes).unwrap();
-        assert_eq!(changed, BTreeMap::from([("message.type".to_owned(), "FIFO".to_owned())]));
-        for bad in ["+message.type=MIXED", "+message.type=X", "+nothing=1", "+queue.type=BatchCQ"] {
-            let changes = vec![parse_change(bad).unwrap()];
-            assert!(changed_attributes(BTreeMap::new(), changes).is_err(), "{bad}");
-        }
-        assert!(parse_change("message.type=FIFO").is_err());
+        assert_eq!(
+            page(&fields, "topicSeq", "maxTopicNum", &version).unwrap(),
+            Some(0..2000)
+        );
     }
 }

@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     io,
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Mutex, PoisonError},
 };
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{
     peer::{self, PeerConnection, PeerReader, PeerWriter},
     transport::Transport,
-    wire::{self, Channel, Kind, malformed, put_frame},
+    wire::{Channel, Kind, malformed, put_frame},
 };
 
 /// Requests that may wait to be written to the leader.

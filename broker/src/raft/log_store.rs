@@ -20,9 +20,9 @@ use super::types::{Entry, LogId, TypeConfig, Vote, from_stored, log_id, store_id
 
 /// Most bytes of entries one read for replication returns (at least one entry always).
 /// Bounds the size of an append request; larger ones gain nothing on loopback or a LAN.
-const REPLICATION_READ_BYTES: usize = 1 << 20;
+const REPLICATION_READ_BYTES: u64 = 1 << 20;
 /// Most bytes of entries one step of a read for applying returns.
-const APPLY_READ_BYTES: usize = 4 << 20;
+const APPLY_READ_BYTES: u64 = 4 << 20;
 
 /// Where the log continues after a snapshot. Filled in by whoever receives or installs the
 /// snapshot, used when Raft then purges the log up to it.
@@ -41,7 +41,7 @@ impl LogStore {
         Self { log, boundary }
     }
 
-    fn read(&self, from: u64, to: u64, bytes_max: usize) -> Result<Vec<Entry>, io::Error> {
+    fn read(&self, from: u64, to: u64, bytes_max: u64) -> Result<Vec<Entry>, io::Error> {
         let entries = self.log.read(from, to, bytes_max).map_err(storage_error)?;
         entries.into_iter().map(from_stored).collect()
     }
@@ -251,7 +251,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             .take_if(|position| position.id.index == id.index);
         match boundary {
             // The log ends before the installed snapshot: continue right behind it.
-            Some(position) if beyond_end => blocking(move || log.reset(&position)).await,
+            Some(position) if beyond_end => {
+                blocking(move || log.reset(position.id, position.end_physical, position.crc)).await
+            }
             _ => blocking(move || log.purge_upto(id)).await,
         }
     }

@@ -130,7 +130,7 @@ impl RaftMachine {
     fn checkpoint_before(&mut self, payload_physical_offset: u64) -> Result<(), io::Error> {
         let Some(applied) = self.applied else { return Ok(()) };
         let entry_physical =
-            payload_physical_offset.saturating_sub(raftmq_store::ENTRY_HEADER_BYTES as u64);
+            payload_physical_offset.saturating_sub(raftmq_store::HEADER_BYTES as u64);
         let bytes = entry_physical.saturating_sub(self.checkpoint_physical);
         let roll = bytes > 0 && self.log.is_segment_base(entry_physical);
         let due = bytes >= CHECKPOINT_BYTES

@@ -28,6 +28,7 @@ use std::{
 
 use bytes::Bytes;
 use openraft::{
+    async_runtime::watch::WatchReceiver,
     BasicNode, ChangeMembers, Config, Raft, SnapshotPolicy,
     errors::{ClientWriteError, InitializeError, RaftError},
 };
@@ -208,7 +209,7 @@ impl Consensus {
             writer,
             snapshot_target: Arc::clone(&snapshot_target),
             boundary: Arc::clone(&boundary),
-            applied: parts.applied,
+            applied: parts.applied.map(types::log_id),
             membership: parts.membership,
             checkpoint_physical: parts.checkpoint_physical,
         })?;
@@ -347,7 +348,7 @@ impl Consensus {
     pub async fn transfer_leader(&self, to: Option<u64>) -> Result<u64, ChangeError> {
         let metrics = self.raft.metrics();
         let target = {
-            let metrics = metrics.borrow();
+            let metrics = metrics.borrow_watched();
             if metrics.current_leader != Some(metrics.id) {
                 return Err(ChangeError::NotLeader);
             }
@@ -384,7 +385,7 @@ impl Consensus {
         let metrics = self.raft.metrics();
         loop {
             let caught_up = {
-                let metrics = metrics.borrow();
+                let metrics = metrics.borrow_watched();
                 let replication = metrics.replication.as_ref();
                 let matched = replication
                     .ok_or(ChangeError::NotLeader)?
@@ -436,7 +437,7 @@ impl Consensus {
         self.raft.trigger().snapshot().await.map_err(fatal)?;
         let deadline = Instant::now() + SNAPSHOT_TIMEOUT;
         let metrics = self.raft.metrics();
-        while metrics.borrow().snapshot.is_none_or(|id| id.index() < index) {
+        while metrics.borrow_watched().snapshot.is_none_or(|id| id.index() < index) {
             if Instant::now() >= deadline {
                 return Err(ChangeError::Timeout("snapshot", SNAPSHOT_TIMEOUT));
             }

@@ -66,7 +66,7 @@ pub(crate) struct PeerClient {
     address: String,
     channel: Channel,
     stream: Slot,
-    control: Option<PeerConnection>,
+    control: Slot,
 }
 
 impl Transport {
@@ -77,7 +77,7 @@ impl Transport {
             address: node.addr.clone(),
             channel,
             stream: Slot::default(),
-            control: None,
+            control: Slot::default(),
         }
     }
 }
@@ -120,12 +120,13 @@ impl PeerClient {
         limit: Duration,
     ) -> Result<Bytes, RPCError<TypeConfig>> {
         let work = async {
-            let mut connection = match self.control.take() {
+            let kept = self.control.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let mut connection = match kept {
                 Some(connection) => connection,
                 None => self.connect(Channel::Control).await.map_err(|e| unreachable(&e))?,
             };
             let body = connection.call(frame, answer).await.map_err(|e| broken(&e))?;
-            self.control = Some(connection);
+            *self.control.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
             Ok(body)
         };
         match timeout(limit, work).await {

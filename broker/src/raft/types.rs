@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt, io,
-    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -16,7 +15,7 @@ use openraft::{
     vote::leader_id_std::CommittedLeaderId,
 };
 use raftmq_state::Reply;
-use raftmq_store::{ENTRY_HEADER_BYTES, EntryKind, LogId as StoreLogId, NewEntry, StoredEntry};
+use raftmq_store::{EntryKind, LogId as StoreLogId, NewEntry, StoredEntry};
 use serde::{Deserialize, Serialize};
 
 use super::runtime::RaftRuntime;
@@ -143,7 +142,7 @@ pub(crate) fn to_stored(entry: Entry) -> Result<NewEntry, io::Error> {
 
 /// The entry as Raft sees it, with the address of its payload filled in.
 pub(crate) fn from_stored(entry: StoredEntry) -> Result<Entry, io::Error> {
-    let physical_offset = entry.physical_offset + ENTRY_HEADER_BYTES as u64;
+    let physical_offset = entry.payload_physical();
     let payload = match entry.kind {
         EntryKind::Blank => EntryPayload::blank(),
         EntryKind::Normal => EntryPayload::Normal(Batch {
@@ -184,9 +183,4 @@ pub(crate) fn decode_membership(json: &[u8]) -> Result<Membership, io::Error> {
     let nodes: BTreeMap<u64, BasicNode> =
         json.nodes.into_iter().map(|(id, address)| (id, BasicNode::new(address))).collect();
     Membership::new(json.configs, nodes).map_err(|error| invalid(error.to_string()))
-}
-
-/// Addresses of all members by node id.
-pub(crate) fn member_addresses(membership: &Membership) -> Arc<BTreeMap<u64, String>> {
-    Arc::new(membership.nodes().map(|(id, node)| (*id, node.addr.clone())).collect())
 }

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use openraft::{Raft, RaftMetrics, ServerState};
+use openraft::{Raft, RaftMetrics, ServerState, async_runtime::watch::WatchReceiver};
 use tokio::{
     runtime::Handle,
     sync::watch,
@@ -41,7 +41,7 @@ pub(super) fn start(
     local: &Local,
     addresses: NodeAddresses,
 ) -> Watched {
-    let first = raft.metrics().borrow().clone();
+    let first = raft.metrics().borrow_watched().clone();
     let (role, role_watch) = watch::channel(role_of(&first));
     let (status, status_watch) =
         watch::channel(Arc::new(status_of(&first, local, &addresses, None)));

@@ -76,7 +76,9 @@ fn respond(
     request: &RemotingCommand,
     response: &RemotingCommand,
 ) {
-    broker.metrics.request_answered(RequestCode(request.code), ResponseCode(response.code));
+    let code = RequestCode(request.code).name().unwrap_or("UNKNOWN");
+    let result = ResponseCode(response.code).name().unwrap_or("UNKNOWN");
+    broker.metrics.request_answered(code, result);
     if !request.is_oneway() {
         connection.send(response);
     }

@@ -271,6 +271,12 @@ impl CommitLog {
         self.prealloc.wake();
     }
 
+    /// Free and total bytes of the file system that holds the log.
+    pub fn disk_space(&self) -> Result<(u64, u64), StoreError> {
+        let space = self.disk.free_and_total_bytes(&self.config.dir);
+        space.map_err(|error| StoreError::io("stat", &self.config.dir, error))
+    }
+
     /// Settings the log was opened with.
     pub fn config(&self) -> &LogConfig {
         &self.config

@@ -1,0 +1,311 @@
+//! The read of a pull: units out of the consume queue, records out of the log, and how RocketMQ
+//! names the outcome.
+
+use bytes::{Bytes, BytesMut};
+use raftmq_remoting::{
+    ResponseCode,
+    message::{MESSAGE_BYTES_MIN, patch_physical_offset, patch_queue_offset},
+};
+use raftmq_store::{StoreError, index::IndexUnit};
+
+use super::{Pull, Refusal, Target};
+use crate::{broker::Broker, long_poll::TagFilter};
+
+/// Units looked at for one pull. Beyond it the consumer is told where to go on, so that a filter
+/// that matches nothing cannot keep a task busy.
+const SCAN_UNITS_MAX: u64 = 16_384;
+/// Units looked at in one go once the first look found too few matches.
+const SCAN_STEP: usize = 512;
+/// Bytes between two records that are read along rather than read around.
+const READ_GAP_MAX: u64 = 4 << 10;
+/// Bytes of one range read. Larger ones would hold more memory than they save reads.
+const READ_SPAN_MAX: u64 = 512 << 10;
+
+/// How a read ended; the names are RocketMQ's and are sent as remark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Status {
+    Found,
+    NoMatchedMessage,
+    MessageWasRemoving,
+    NoMessageInQueue,
+    OffsetOverflowOne,
+    OffsetOverflowBadly,
+    OffsetTooSmall,
+}
+
+/// Result of a read.
+#[derive(Debug)]
+pub(super) struct Found {
+    /// How it ended.
+    pub status: Status,
+    /// Where the consumer goes on.
+    pub next: u64,
+    /// First offset of the queue.
+    pub min: u64,
+    /// Next offset of the queue.
+    pub max: u64,
+    /// Number of records.
+    pub messages: usize,
+    /// Records one after the other, offsets patched.
+    pub body: Bytes,
+    /// Address of the last record; 0 without one.
+    pub last_physical_offset: u64,
+}
+
+/// Reads from the offset of `pull` as much as fits into one answer.
+pub(super) fn read(broker: &Broker, pull: &Pull<'_>, target: &Target) -> Result<Found, Refusal> {
+    let (min, max) = broker.machine.index().bounds(target.queue);
+    let nothing = |status, next| Found {
+        status,
+        next,
+        min,
+        max,
+        messages: 0,
+        body: Bytes::new(),
+        last_physical_offset: 0,
+    };
+    if max == 0 {
+        return Ok(nothing(Status::NoMessageInQueue, 0));
+    }
+    let from = match u64::try_from(pull.offset) {
+        Ok(from) if from >= min => from,
+        _ => return Ok(nothing(Status::OffsetTooSmall, min)),
+    };
+    if from >= max {
+        let one = from == max;
+        let status = if one {
+            Status::OffsetOverflowOne
+        } else {
+            Status::OffsetOverflowBadly
+        };
+        return Ok(nothing(status, max));
+    }
+    let (chosen, next) = scan(broker, pull, target, from, max)?;
+    if chosen.is_empty() {
+        let is_purged = next == from;
+        let status = if is_purged {
+            Status::MessageWasRemoving
+        } else {
+            Status::NoMatchedMessage
+        };
+        let next = if is_purged {
+            first_offset(broker, target).max(from)
+        } else {
+            next
+        };
+        return Ok(nothing(status, next));
+    }
+    match copy_records(broker, &chosen) {
+        Ok(body) => Ok(Found {
+            messages: chosen.len(),
+            body,
+            last_physical_offset: chosen.last().map_or(0, |(_, unit)| unit.physical_offset),
+            ..nothing(Status::Found, next)
+        }),
+        // Retention removed them between the look-up and the read.
+        Err(StoreError::OutOfRange { .. }) => Ok(nothing(
+            Status::MessageWasRemoving,
+            first_offset(broker, target).max(from),
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn first_offset(broker: &Broker, target: &Target) -> u64 {
+    broker.machine.index().bounds(target.queue).0
+}
+
+/// Units that match and fit, with their queue offsets, and where the next scan begins.
+fn scan(
+    broker: &Broker,
+    pull: &Pull<'_>,
+    target: &Target,
+    from: u64,
+    max: u64,
+) -> Result<(Vec<(u64, IndexUnit)>, u64), StoreError> {
+    let mut chosen: Vec<(u64, IndexUnit)> = Vec::new();
+    let (mut next, mut bytes, mut step) = (from, 0, pull.messages_max);
+    while next < max && next - from < SCAN_UNITS_MAX {
+        let units = broker.machine.index().read(target.queue, next, step)?;
+        if units.is_empty() {
+            break;
+        }
+        for unit in units {
+            if wants(&target.filter, unit.tags_code) {
+                let size = unit.size as usize;
+                let is_full = chosen.len() >= pull.messages_max
+                    || (!chosen.is_empty() && bytes + size > pull.bytes_max);
+                if is_full {
+                    return Ok((chosen, next));
+                }
+                bytes += size;
+                chosen.push((next, unit));
+            }
+            next += 1;
+        }
+        if chosen.len() >= pull.messages_max {
+            break;
+        }
+        step = SCAN_STEP;
+    }
+    Ok((chosen, next))
+}
+
+/// The records one after the other, with their offsets. Neighbours come from one range read.
+fn copy_records(broker: &Broker, chosen: &[(u64, IndexUnit)]) -> Result<Bytes, StoreError> {
+    let bytes = chosen.iter().map(|(_, unit)| unit.size as usize).sum();
+    let mut body = BytesMut::with_capacity(bytes);
+    let mut rest = chosen;
+    while let Some((_, first)) = rest.first() {
+        let start = first.physical_offset;
+        let (run, after) = rest.split_at(run_length(rest));
+        let end = run.last().map_or(start, |(_, unit)| end_of(unit));
+        let length =
+            usize::try_from(end - start).expect("a run is shorter than one record's limit");
+        let range = broker.machine.log().read_bytes(start, length)?;
+        for (queue_offset, unit) in run {
+            let at = usize::try_from(unit.physical_offset - start).expect("inside the run");
+            let record = range.get(at..at + unit.size as usize);
+            let record = record.filter(|record| record.len() >= MESSAGE_BYTES_MIN);
+            let record = record
+                .ok_or_else(|| StoreError::decode("a message", "it is shorter than any record"))?;
+            let copied = body.len();
+            body.extend_from_slice(record);
+            patch_queue_offset(&mut body[copied..], *queue_offset);
+            patch_physical_offset(&mut body[copied..], unit.physical_offset);
+        }
+        rest = after;
+    }
+    Ok(body.freeze())
+}
+
+fn end_of(unit: &IndexUnit) -> u64 {
+    unit.physical_offset + u64::from(unit.size)
+}
+
+/// How many of the first units lie close together in the log; at least one.
+fn run_length(units: &[(u64, IndexUnit)]) -> usize {
+    let Some((_, first)) = units.first() else {
+        return 0;
+    };
+    let is_near = |pair: &[(u64, IndexUnit)]| {
+        let (_, before) = &pair[0];
+        let (_, unit) = &pair[1];
+        let gap = unit.physical_offset.checked_sub(end_of(before));
+        let span = end_of(unit).saturating_sub(first.physical_offset);
+        gap.is_some_and(|gap| gap <= READ_GAP_MAX) && span <= READ_SPAN_MAX
+    };
+    1 + units.windows(2).take_while(|pair| is_near(pair)).count()
+}
+
+impl Status {
+    /// RocketMQ's name.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Found => "FOUND",
+            Self::NoMatchedMessage => "NO_MATCHED_MESSAGE",
+            Self::MessageWasRemoving => "MESSAGE_WAS_REMOVING",
+            Self::NoMessageInQueue => "NO_MESSAGE_IN_QUEUE",
+            Self::OffsetOverflowOne => "OFFSET_OVERFLOW_ONE",
+            Self::OffsetOverflowBadly => "OFFSET_OVERFLOW_BADLY",
+            Self::OffsetTooSmall => "OFFSET_TOO_SMALL",
+        }
+    }
+
+    /// Response code to a pull at `offset`.
+    pub(super) fn code(self, offset: i64) -> ResponseCode {
+        match self {
+            Self::Found => ResponseCode::SUCCESS,
+            Self::NoMatchedMessage | Self::MessageWasRemoving => {
+                ResponseCode::PULL_RETRY_IMMEDIATELY
+            }
+            Self::NoMessageInQueue if offset == 0 => ResponseCode::PULL_NOT_FOUND,
+            Self::OffsetOverflowOne => ResponseCode::PULL_NOT_FOUND,
+            Self::NoMessageInQueue | Self::OffsetOverflowBadly | Self::OffsetTooSmall => {
+                ResponseCode::PULL_OFFSET_MOVED
+            }
+        }
+    }
+}
+
+impl Found {
+    /// Whether the answer would send the consumer to another offset.
+    pub(super) fn is_moved(&self, pull: &Pull<'_>) -> bool {
+        self.status.code(pull.offset) == ResponseCode::PULL_OFFSET_MOVED
+    }
+
+    /// Whether waiting may help: the consumer is at the end, or ahead of a replica that lags.
+    pub(super) fn may_wait(&self, broker: &Broker, pull: &Pull<'_>) -> bool {
+        let is_ahead = self.is_moved(pull) && pull.offset > 0 && self.next <= self.max;
+        match self.status.code(pull.offset) {
+            ResponseCode::PULL_NOT_FOUND => true,
+            ResponseCode::PULL_OFFSET_MOVED => {
+                is_ahead && self.status != Status::OffsetTooSmall && !broker.is_serving()
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Whether a consumer with this filter wants a message with this tags code.
+pub(super) fn wants(filter: &TagFilter, tags_code: i64) -> bool {
+    filter
+        .as_ref()
+        .is_none_or(|codes| codes.binary_search(&tags_code).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(physical_offset: u64, size: u32) -> (u64, IndexUnit) {
+        (
+            0,
+            IndexUnit {
+                physical_offset,
+                size,
+                tags_code: 0,
+                store_timestamp_ms: 0,
+            },
+        )
+    }
+
+    #[test]
+    fn runs_end_at_gaps_and_at_the_longest_span() {
+        assert_eq!(run_length(&[]), 0);
+        assert_eq!(run_length(&[unit(0, 100)]), 1);
+        assert_eq!(
+            run_length(&[unit(0, 100), unit(100, 100), unit(300, 100)]),
+            3
+        );
+        assert_eq!(
+            run_length(&[unit(0, 100), unit(101 + READ_GAP_MAX, 100)]),
+            1
+        );
+        let large = 512 << 10;
+        assert_eq!(
+            run_length(&[unit(0, large), unit(u64::from(large), 100)]),
+            1
+        );
+    }
+
+    #[test]
+    fn an_empty_queue_moves_only_consumers_that_are_somewhere_else() {
+        assert_eq!(
+            Status::NoMessageInQueue.code(0),
+            ResponseCode::PULL_NOT_FOUND
+        );
+        assert_eq!(
+            Status::NoMessageInQueue.code(7),
+            ResponseCode::PULL_OFFSET_MOVED
+        );
+        assert_eq!(
+            Status::OffsetOverflowOne.code(7),
+            ResponseCode::PULL_NOT_FOUND
+        );
+        assert_eq!(
+            Status::OffsetOverflowBadly.code(7),
+            ResponseCode::PULL_OFFSET_MOVED
+        );
+    }
+}
