@@ -103,7 +103,8 @@ impl Machine {
         self.log.read_bytes(physical_offset, size as usize)
     }
 
-    /// Applies one normal entry: state, then index, then wake-ups, in this order, so that a woken
+    /// Applies one normal entry. The state counts from 1, since 0 means that nothing is applied;
+    /// the first index of a log is 0. Order: state, then index, then wake-ups, in this order, so that a woken
     /// reader finds the message.
     pub(crate) fn apply(
         &self,
@@ -116,7 +117,7 @@ impl Machine {
         {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
             state
-                .apply(EntryPosition { index, payload_physical_offset }, payload, output)
+                .apply(EntryPosition { index: index + 1, payload_physical_offset }, payload, output)
                 .map_err(|source| MachineError::Apply { index, source })?;
         }
         for queue in &output.removed_queues {
@@ -149,7 +150,7 @@ impl Machine {
     /// Notes an entry without commands (blank, membership) in the state.
     pub(crate) fn skip(&self, index: u64) -> Result<(), MachineError> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.skip(index).map_err(|source| MachineError::Apply { index, source })
+        state.skip(index + 1).map_err(|source| MachineError::Apply { index, source })
     }
 
     /// Replaces everything with the state of a snapshot. The consume queue starts empty: each

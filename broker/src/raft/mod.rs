@@ -21,7 +21,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -138,6 +138,8 @@ pub struct Consensus {
     forwarder: Forwarder,
     snapshot_target: Arc<AtomicU64>,
     checkpoints: Arc<Checkpoints>,
+    /// Set before Raft is stopped on purpose.
+    stopping: Arc<AtomicBool>,
     /// True while a transfer is under way: the proposer then holds back.
     intake_paused: watch::Sender<bool>,
     /// Dropped at the end: the runtime thread then stops.
@@ -233,7 +235,14 @@ impl Consensus {
             let error = server.serve(listener).await;
             tracing::error!(%error, "raft port stops accepting");
         });
-        let watched = watch_role::start(&runtime, raft.clone(), &local, parts.addresses);
+        let stopping = Arc::new(AtomicBool::new(false));
+        let watched = watch_role::start(
+            &runtime,
+            raft.clone(),
+            &local,
+            parts.addresses,
+            Arc::clone(&stopping),
+        );
         let consensus = Arc::new(Self {
             raft,
             forwarder: Forwarder::new(transport, runtime.clone()),
@@ -242,6 +251,7 @@ impl Consensus {
             status: watched.status,
             snapshot_target,
             checkpoints: parts.checkpoints,
+            stopping,
             intake_paused: watch::Sender::new(false),
             _stop: stop,
         });
@@ -455,6 +465,7 @@ impl Consensus {
 
     /// Stops Raft's tasks. Sends that are under way end with "outcome unknown".
     pub async fn stop(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "stop raft");
         }

@@ -293,12 +293,14 @@ where
 async fn exchange<S>(
     reader: &mut PeerReader,
     writer: &mut PeerWriter,
-    mut input: S,
+    input: S,
     responses: &ResponseSender,
 ) -> Result<bool, io::Error>
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
 {
+    // Fused: the look-ahead below may meet the end before the outer loop does.
+    let mut input = input.fuse();
     let mut waiting: usize = 0;
     let mut ended = false;
     // Requests that are ready together leave in one write.

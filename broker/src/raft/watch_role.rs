@@ -1,6 +1,12 @@
 //! Turns openraft's metrics into this node's role and status.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use openraft::{Raft, RaftMetrics, ServerState, async_runtime::watch::WatchReceiver};
 use tokio::{
@@ -40,12 +46,13 @@ pub(super) fn start(
     raft: Raft<TypeConfig, RaftMachine>,
     local: &Local,
     addresses: NodeAddresses,
+    stopping: Arc<AtomicBool>,
 ) -> Watched {
     let first = raft.metrics().borrow_watched().clone();
     let (role, role_watch) = watch::channel(role_of(&first));
     let (status, status_watch) =
         watch::channel(Arc::new(status_of(&first, local, &addresses, None)));
-    runtime.spawn(follow(raft, local.clone(), addresses, role, status));
+    runtime.spawn(follow(raft, local.clone(), addresses, role, status, stopping));
     Watched { role: role_watch, status: status_watch }
 }
 
@@ -55,6 +62,7 @@ async fn follow(
     addresses: NodeAddresses,
     role: watch::Sender<Role>,
     status: watch::Sender<Arc<RaftStatus>>,
+    stopping: Arc<AtomicBool>,
 ) {
     let mut server = raft.server_metrics();
     let mut all = raft.metrics();
@@ -63,10 +71,6 @@ async fn follow(
     let mut leader_seen = Instant::now();
     loop {
         let metrics = all.borrow_and_update().clone();
-        if let Err(fatal) = &metrics.running_state {
-            stopped(fatal);
-            return;
-        }
         if metrics.current_leader.is_some() {
             leader_seen = Instant::now();
         }
@@ -82,21 +86,21 @@ async fn follow(
             changed = all.changed(), if becoming_leader => changed.is_err(),
             _ = ticks.tick() => false,
         };
-        if ended {
+        if ended || all.borrow_watched().running_state.is_err() {
+            stopped(&all.borrow_watched().running_state, &stopping);
             return;
         }
     }
 }
 
-/// Raft's tasks have ended. After a storage error the log may not be touched again by this
-/// process: it ends at once, and recovery decides at the next start.
-fn stopped(fatal: &openraft::errors::Fatal<TypeConfig>) {
-    match fatal {
-        openraft::errors::Fatal::Stopped => tracing::info!("raft stopped"),
-        fatal => {
-            tracing::error!(%fatal, "raft failed; the process ends");
-            std::process::abort();
-        }
+/// Raft's tasks have ended. If nobody asked them to, something broke: the log may not be touched
+/// again by this process, so it ends at once, and recovery decides at the next start.
+fn stopped(state: &Result<(), openraft::errors::Fatal<TypeConfig>>, stopping: &AtomicBool) {
+    if stopping.load(Ordering::SeqCst) {
+        tracing::info!("raft stopped");
+    } else {
+        tracing::error!(?state, "raft failed; the process ends");
+        std::process::abort();
     }
 }
 
