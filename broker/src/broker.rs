@@ -99,13 +99,16 @@ impl Broker {
     /// Before [`join`](Self::join); the ports open after it.
     #[must_use]
     pub fn proposer(&self) -> &Arc<Proposer> {
-        self.proposer.get().expect("the remoting port opens after the broker has joined its group")
+        self.proposer
+            .get()
+            .expect("the remoting port opens after the broker has joined its group")
     }
 
     /// Whether this node leads and its state contains everything acknowledged before.
     #[must_use]
     pub fn is_serving(&self) -> bool {
-        self.consensus().is_some_and(|consensus| consensus.role().borrow().serving)
+        self.consensus()
+            .is_some_and(|consensus| consensus.role().borrow().serving)
     }
 
     /// Whether sends are refused because the disk is too full.
@@ -118,6 +121,10 @@ impl Broker {
     /// its DLedger id plus one, as RocketMQ counts.
     #[must_use]
     pub fn broker_id(&self) -> u64 {
-        if self.is_serving() { 0 } else { self.config.raft.self_id }
+        if self.is_serving() {
+            0
+        } else {
+            self.config.raft.self_id
+        }
     }
 }

@@ -104,7 +104,10 @@ pub struct Checkpoints {
 }
 
 fn damaged(section: &str) -> StoreError {
-    StoreError::decode("the checkpoint", format!("section {section} is missing or damaged"))
+    StoreError::decode(
+        "the checkpoint",
+        format!("section {section} is missing or damaged"),
+    )
 }
 
 fn membership_section(record: &MembershipRecord) -> Bytes {
@@ -122,7 +125,10 @@ fn decode_membership_section(bytes: &Bytes) -> Option<MembershipRecord> {
     let (term, rest) = rest.split_first_chunk::<8>()?;
     let (index, json) = rest.split_first_chunk::<8>()?;
     let id = (*flag != 0).then(|| (u64::from_le_bytes(*term), u64::from_le_bytes(*index)));
-    Some(MembershipRecord { id, json: Bytes::copy_from_slice(json) })
+    Some(MembershipRecord {
+        id,
+        json: Bytes::copy_from_slice(json),
+    })
 }
 
 /// Decodes all sections of `checkpoint`.
@@ -137,13 +143,22 @@ pub fn restore(checkpoint: &Checkpoint) -> Result<Restored, StoreError> {
     let membership = decode_membership_section(section(section::MEMBERSHIP, "membership")?)
         .ok_or_else(|| damaged("membership"))?;
     let index_manifest = checkpoint.sections.get(&section::INDEX).cloned();
-    Ok(Restored { id: position.id, state, position, membership, index_manifest })
+    Ok(Restored {
+        id: position.id,
+        state,
+        position,
+        membership,
+        index_manifest,
+    })
 }
 
 fn roll_point(checkpoint: &Checkpoint) -> Option<RollPoint> {
     checkpoint.sections.get(&section::ROLL)?;
     let position = LogPosition::decode(checkpoint.sections.get(&section::POSITION)?).ok()?;
-    let timestamp = checkpoint.sections.get(&section::TIMESTAMP)?.first_chunk::<8>()?;
+    let timestamp = checkpoint
+        .sections
+        .get(&section::TIMESTAMP)?
+        .first_chunk::<8>()?;
     Some(RollPoint {
         id: position.id,
         physical_offset: position.end_physical,
@@ -165,7 +180,10 @@ impl Checkpoints {
                 Err(error) => tracing::warn!(index, %error, "skip damaged checkpoint"),
             }
         }
-        Ok(Self { dir, rolls: Mutex::new(rolls) })
+        Ok(Self {
+            dir,
+            rolls: Mutex::new(rolls),
+        })
     }
 
     /// The newest intact checkpoint that a restart can begin from.
@@ -174,7 +192,11 @@ impl Checkpoints {
     /// When the folder cannot be read.
     pub fn newest(&self) -> Result<Option<Restored>, StoreError> {
         for index in self.dir.list()?.into_iter().rev() {
-            match self.dir.read(index).and_then(|checkpoint| restore(&checkpoint)) {
+            match self
+                .dir
+                .read(index)
+                .and_then(|checkpoint| restore(&checkpoint))
+            {
                 Ok(restored) if restored.index_manifest.is_some() => return Ok(Some(restored)),
                 Ok(_) => {}
                 Err(error) => tracing::warn!(index, %error, "skip damaged checkpoint"),
@@ -186,7 +208,10 @@ impl Checkpoints {
     /// Points the log may be purged up to, oldest first.
     #[must_use]
     pub fn rolls(&self) -> Vec<RollPoint> {
-        self.rolls.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.rolls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// The checkpoint at `index`.
@@ -199,8 +224,14 @@ impl Checkpoints {
 
     /// Stores a checkpoint that came from another node as a snapshot. It can begin a restart: its
     /// index is empty by definition.
-    pub(crate) fn install(&self, mut checkpoint: Checkpoint, empty_manifest: Vec<u8>) -> Result<(), StoreError> {
-        checkpoint.sections.insert(section::INDEX, Bytes::from(empty_manifest));
+    pub(crate) fn install(
+        &self,
+        mut checkpoint: Checkpoint,
+        empty_manifest: Vec<u8>,
+    ) -> Result<(), StoreError> {
+        checkpoint
+            .sections
+            .insert(section::INDEX, Bytes::from(empty_manifest));
         self.dir.write(&checkpoint)?;
         if let Some(roll) = roll_point(&checkpoint) {
             let mut rolls = self.rolls.lock().unwrap_or_else(PoisonError::into_inner);
@@ -244,10 +275,16 @@ impl Checkpoints {
         if job.roll {
             sections.insert(section::ROLL, Bytes::new());
         }
-        let checkpoint = Checkpoint { id: job.id, sections };
+        let checkpoint = Checkpoint {
+            id: job.id,
+            sections,
+        };
         self.dir.write(&checkpoint)?;
         if let Some(roll) = roll_point(&checkpoint) {
-            self.rolls.lock().unwrap_or_else(PoisonError::into_inner).push(roll);
+            self.rolls
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(roll);
         }
         self.prune(log.purged_id().map(|id| id.index))?;
         self.retire_runs(index)
@@ -274,7 +311,9 @@ fn wait_until_flushed(log: &CommitLog, index: u64) -> Result<(), StoreError> {
         }
         thread::sleep(FLUSH_WAIT);
     }
-    Err(StoreError::Failed(format!("entry {index} of a checkpoint is not flushed after 10 s")))
+    Err(StoreError::Failed(format!(
+        "entry {index} of a checkpoint is not flushed after 10 s"
+    )))
 }
 
 /// Hands checkpoints to the writer thread.
@@ -295,21 +334,23 @@ impl CheckpointWriter {
         let (jobs, inbox) = mpsc::sync_channel::<Job>(JOBS_MAX);
         let pending = Arc::new(AtomicUsize::new(0));
         let done = Arc::clone(&pending);
-        thread::Builder::new().name("checkpoint".into()).spawn(move || {
-            while let Ok(job) = inbox.recv() {
-                let at = job.id.index;
-                match checkpoints.write(job, &log, &index) {
-                    Ok(()) => tracing::debug!(index = at, "wrote checkpoint"),
-                    // Not fatal: a restart begins from an older checkpoint.
-                    Err(error) => tracing::error!(index = at, %error, "write checkpoint"),
+        thread::Builder::new()
+            .name("checkpoint".into())
+            .spawn(move || {
+                while let Ok(job) = inbox.recv() {
+                    let at = job.id.index;
+                    match checkpoints.write(job, &log, &index) {
+                        Ok(()) => tracing::debug!(index = at, "wrote checkpoint"),
+                        // Not fatal: a restart begins from an older checkpoint.
+                        Err(error) => tracing::error!(index = at, %error, "write checkpoint"),
+                    }
+                    done.fetch_sub(1, Ordering::SeqCst);
+                    match index.merge_step() {
+                        Ok(_) => {}
+                        Err(error) => tracing::error!(%error, "merge index runs"),
+                    }
                 }
-                done.fetch_sub(1, Ordering::SeqCst);
-                match index.merge_step() {
-                    Ok(_) => {}
-                    Err(error) => tracing::error!(%error, "merge index runs"),
-                }
-            }
-        })?;
+            })?;
         Ok(Self { jobs, pending })
     }
 

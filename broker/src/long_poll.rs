@@ -28,7 +28,9 @@ struct Parked {
 
 impl Parked {
     fn wants(&self, tags_code: i64) -> bool {
-        self.filter.as_ref().is_none_or(|codes| codes.contains(&tags_code))
+        self.filter
+            .as_ref()
+            .is_none_or(|codes| codes.contains(&tags_code))
     }
 }
 
@@ -78,9 +80,18 @@ impl LongPoll {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let id = inner.next_id;
         inner.next_id += 1;
-        inner.queues.entry(queue).or_default().push(Parked { id, filter, wake });
+        inner
+            .queues
+            .entry(queue)
+            .or_default()
+            .push(Parked { id, filter, wake });
         self.count.fetch_add(1, Ordering::SeqCst);
-        Ticket { poll: Arc::clone(self), queue, id, woken }
+        Ticket {
+            poll: Arc::clone(self),
+            queue,
+            id,
+            woken,
+        }
     }
 
     /// Number of pulls parked now.
@@ -96,10 +107,13 @@ impl LongPoll {
         }
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         for unit in appended {
-            let Some(parked) = inner.queues.get_mut(&unit.queue) else { continue };
+            let Some(parked) = inner.queues.get_mut(&unit.queue) else {
+                continue;
+            };
             let waiting = std::mem::take(parked);
-            let (wake, stay): (Vec<_>, Vec<_>) =
-                waiting.into_iter().partition(|pull| pull.wants(unit.tags_code));
+            let (wake, stay): (Vec<_>, Vec<_>) = waiting
+                .into_iter()
+                .partition(|pull| pull.wants(unit.tags_code));
             *parked = stay;
             self.count.fetch_sub(wake.len(), Ordering::SeqCst);
             for pull in wake {
@@ -111,7 +125,9 @@ impl LongPoll {
 
     fn leave(&self, queue: u32, id: u64) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(parked) = inner.queues.get_mut(&queue) else { return };
+        let Some(parked) = inner.queues.get_mut(&queue) else {
+            return;
+        };
         let before = parked.len();
         parked.retain(|pull| pull.id != id);
         let left = before - parked.len();

@@ -117,14 +117,22 @@ impl Machine {
         {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
             state
-                .apply(EntryPosition { index: index + 1, payload_physical_offset }, payload, output)
+                .apply(
+                    EntryPosition {
+                        index: index + 1,
+                        payload_physical_offset,
+                    },
+                    payload,
+                    output,
+                )
                 .map_err(|source| MachineError::Apply { index, source })?;
         }
         for queue in &output.removed_queues {
             self.index.remove_queue(*queue);
         }
         if let Some(last) = output.appended.last() {
-            self.last_store_timestamp_ms.store(last.store_timestamp_ms, Ordering::Relaxed);
+            self.last_store_timestamp_ms
+                .store(last.store_timestamp_ms, Ordering::Relaxed);
             let units: Vec<_> = output
                 .appended
                 .iter()
@@ -150,7 +158,9 @@ impl Machine {
     /// Notes an entry without commands (blank, membership) in the state.
     pub(crate) fn skip(&self, index: u64) -> Result<(), MachineError> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        state.skip(index + 1).map_err(|source| MachineError::Apply { index, source })
+        state
+            .skip(index + 1)
+            .map_err(|source| MachineError::Apply { index, source })
     }
 
     /// Replaces everything with the state of a snapshot. The consume queue starts empty: each

@@ -54,7 +54,10 @@ impl OffsetCommits {
     /// Forgets what waits: this node does not lead any more, and a late commit could take an
     /// offset back that its client has committed at the new leader since.
     pub(crate) fn clear(&self) {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
     }
 
     fn take(&self) -> BTreeMap<QueueKey, (u64, CommitMode)> {
@@ -88,7 +91,10 @@ impl OffsetCommits {
             })
             .collect();
         for commits in commits.chunks(COMMITS_MAX) {
-            let command = Command::CommitOffsets { commits: commits.to_vec() }.encode();
+            let command = Command::CommitOffsets {
+                commits: commits.to_vec(),
+            }
+            .encode();
             if let Err(error) = broker.proposer().propose(command).await {
                 tracing::debug!(%error, "commit consumer offsets; clients repeat them");
             }
@@ -101,7 +107,13 @@ mod tests {
     use super::*;
 
     fn commit(offset: u64, mode: CommitMode) -> OffsetCommit {
-        OffsetCommit { group: "g".into(), topic: "t".into(), queue_id: 0, offset, mode }
+        OffsetCommit {
+            group: "g".into(),
+            topic: "t".into(),
+            queue_id: 0,
+            offset,
+            mode,
+        }
     }
 
     #[test]

@@ -102,7 +102,9 @@ pub struct Proposer {
 
 impl std::fmt::Debug for Proposer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Proposer").field("bytes", &self.bytes).finish_non_exhaustive()
+        f.debug_struct("Proposer")
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
     }
 }
 
@@ -135,7 +137,11 @@ impl Proposer {
             done(Err(SubmitError::Busy));
             return;
         }
-        let waiting = Waiting { command, done: Box::new(done), since: Instant::now() };
+        let waiting = Waiting {
+            command,
+            done: Box::new(done),
+            since: Instant::now(),
+        };
         let refused = {
             let mut intake = self.intake.lock().unwrap_or_else(PoisonError::into_inner);
             if intake.closed {
@@ -187,7 +193,11 @@ impl Proposer {
         let mut timestamp_ms = 0;
         loop {
             in_flight.retain(|entry| {
-                !entry.batch.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+                !entry
+                    .batch
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .is_empty()
             });
             if open.len() == 0 {
                 let mut intake = self.intake.lock().unwrap_or_else(PoisonError::into_inner);
@@ -217,9 +227,16 @@ impl Proposer {
         paused: &mut watch::Receiver<bool>,
     ) {
         let entry_deadline = in_flight.first().map(|entry| entry.deadline);
-        let open_deadline = open.as_slice().first().map(|first| first.since + OUTCOME_TIMEOUT);
+        let open_deadline = open
+            .as_slice()
+            .first()
+            .map(|first| first.since + OUTCOME_TIMEOUT);
         let idle = Instant::now() + Duration::from_secs(3600);
-        let deadline = entry_deadline.into_iter().chain(open_deadline).min().unwrap_or(idle);
+        let deadline = entry_deadline
+            .into_iter()
+            .chain(open_deadline)
+            .min()
+            .unwrap_or(idle);
         let full = open.len() > 0;
         tokio::select! {
             biased;
@@ -245,9 +262,14 @@ impl Proposer {
             false
         });
         // What never left this task was certainly not written.
-        while open.as_slice().first().is_some_and(|first| first.since + OUTCOME_TIMEOUT <= now) {
+        while open
+            .as_slice()
+            .first()
+            .is_some_and(|first| first.since + OUTCOME_TIMEOUT <= now)
+        {
             if let Some(waiting) = open.next() {
-                self.bytes.fetch_sub(waiting.command.len(), Ordering::Relaxed);
+                self.bytes
+                    .fetch_sub(waiting.command.len(), Ordering::Relaxed);
                 (waiting.done)(Err(SubmitError::NotLeader));
             }
         }
@@ -291,7 +313,10 @@ impl Proposer {
                 answer(dones, result);
             })
             .await;
-        Some(InFlight { batch, deadline: oldest + OUTCOME_TIMEOUT })
+        Some(InFlight {
+            batch,
+            deadline: oldest + OUTCOME_TIMEOUT,
+        })
     }
 }
 

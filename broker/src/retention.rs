@@ -33,10 +33,14 @@ struct Situation {
 
 /// The point up to which the log should be purged now. `rolls` is ordered, oldest first.
 fn decide(situation: Situation, rolls: &[RollPoint], purged: Option<u64>) -> Option<RollPoint> {
-    let candidates: Vec<&RollPoint> =
-        rolls.iter().filter(|roll| purged.is_none_or(|purged| roll.id.index > purged)).collect();
+    let candidates: Vec<&RollPoint> = rolls
+        .iter()
+        .filter(|roll| purged.is_none_or(|purged| roll.id.index > purged))
+        .collect();
     let expired = |roll: &&&RollPoint| {
-        roll.last_store_timestamp_ms.saturating_add(situation.reserved_ms) <= situation.now_ms
+        roll.last_store_timestamp_ms
+            .saturating_add(situation.reserved_ms)
+            <= situation.now_ms
     };
     let due = situation.delete_hour || situation.disk_used >= situation.max_used;
     let newest_expired = candidates.iter().rev().find(expired).filter(|_| due);
@@ -53,7 +57,9 @@ fn decide(situation: Situation, rolls: &[RollPoint], purged: Option<u64>) -> Opt
 pub(crate) async fn run(broker: Arc<Broker>) {
     loop {
         sleep(LOOK_INTERVAL).await;
-        let Some(consensus) = broker.consensus() else { continue };
+        let Some(consensus) = broker.consensus() else {
+            continue;
+        };
         let situation = observe(&broker);
         let full = situation.disk_used >= broker.config.disk_warning_ratio;
         if full != broker.disk_full.swap(full, Ordering::Relaxed) {
@@ -72,7 +78,10 @@ pub(crate) async fn run(broker: Arc<Broker>) {
                 tracing::warn!(%error, "purge the log");
             }
         }
-        broker.machine.index().set_min_physical(broker.machine.log().min_physical());
+        broker
+            .machine
+            .index()
+            .set_min_physical(broker.machine.log().min_physical());
     }
 }
 
@@ -82,7 +91,10 @@ fn observe(broker: &Broker) -> Situation {
     let hour = (now_ms + broker.clock.local_offset_ms()) / MS_PER_HOUR % 24;
     Situation {
         now_ms,
-        delete_hour: config.delete_when_hours.iter().any(|when| u64::from(*when) == hour),
+        delete_hour: config
+            .delete_when_hours
+            .iter()
+            .any(|when| u64::from(*when) == hour),
         disk_used: disk_used_percent(broker),
         reserved_ms: config.file_reserved_hours * MS_PER_HOUR,
         max_used: config.disk_max_used_ratio,
@@ -111,8 +123,16 @@ mod tests {
     use super::*;
 
     fn roll(index: u64, last_store_timestamp_ms: u64) -> RollPoint {
-        let id = LogId { term: 1, node: 0, index };
-        RollPoint { id, physical_offset: index * 100, last_store_timestamp_ms }
+        let id = LogId {
+            term: 1,
+            node: 0,
+            index,
+        };
+        RollPoint {
+            id,
+            physical_offset: index * 100,
+            last_store_timestamp_ms,
+        }
     }
 
     fn situation(delete_hour: bool, disk_used: u8) -> Situation {
@@ -140,7 +160,10 @@ mod tests {
         let rolls = [roll(10, 990), roll(20, 995)];
         assert_eq!(decide(situation(true, 84), &rolls, None), None);
         assert_eq!(decide(situation(false, 85), &rolls, None), Some(rolls[0]));
-        assert_eq!(decide(situation(false, 85), &rolls, Some(10)), Some(rolls[1]));
+        assert_eq!(
+            decide(situation(false, 85), &rolls, Some(10)),
+            Some(rolls[1])
+        );
         assert_eq!(decide(situation(false, 99), &rolls, Some(20)), None);
     }
 }

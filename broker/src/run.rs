@@ -187,9 +187,9 @@ async fn serve_until(
         let admin: Arc<dyn AdminOps> = Arc::new(Admin(Arc::clone(&broker)));
         let metrics = Arc::clone(&broker.metrics);
         let closing = ports_closing.clone();
-        servers.spawn(async move {
-            Ok(http::serve_on(listener, Some(admin), metrics, closing).await?)
-        });
+        servers.spawn(
+            async move { Ok(http::serve_on(listener, Some(admin), metrics, closing).await?) },
+        );
     }
     if let Some(port) = config.namesrv_port {
         let namesrv = embedded_namesrv(config, port);
@@ -198,13 +198,16 @@ async fn serve_until(
     }
     let registration = registration(&broker);
     let (unregister, unregistering) = watch::channel(false);
-    let registrar =
-        Registrar::start(config, &name_servers(config), &net, &registration, &unregistering);
+    let registrar = Registrar::start(
+        config,
+        &name_servers(config),
+        &net,
+        &registration,
+        &unregistering,
+    );
     let mut tasks = background_tasks(&broker);
     let clients = Arc::clone(&broker);
-    servers.spawn(async move {
-        Ok(server::serve(clients, client_listener, ports_closing).await?)
-    });
+    servers.spawn(async move { Ok(server::serve(clients, client_listener, ports_closing).await?) });
     tracing::info!(
         broker = config.broker_name,
         address = config.broker_address(),
@@ -231,7 +234,9 @@ async fn stop(
     unregister: &watch::Sender<bool>,
     close_ports: &watch::Sender<bool>,
 ) {
-    let Some(consensus) = broker.consensus() else { return };
+    let Some(consensus) = broker.consensus() else {
+        return;
+    };
     if broker.is_serving() && broker.config.raft.peers.len() > 1 {
         match timeout(HAND_OVER_TIMEOUT, consensus.transfer_leader(None)).await {
             Ok(Ok(to)) => tracing::info!(to, "handed the leadership over"),
@@ -241,7 +246,10 @@ async fn stop(
     }
     broker.offset_commits.flush(broker).await;
     unregister.send_replace(true);
-    if timeout(UNREGISTER_TIMEOUT, registrar.stopped()).await.is_err() {
+    if timeout(UNREGISTER_TIMEOUT, registrar.stopped())
+        .await
+        .is_err()
+    {
         tracing::warn!("a name server did not take the broker out in time");
     }
     broker.proposer().close();
@@ -258,12 +266,19 @@ async fn bind(
     address: SocketAddr,
     purpose: &'static str,
 ) -> Result<Box<dyn Listener>, RunError> {
-    net.bind(address).await.map_err(|source| RunError::Bind { address, purpose, source })
+    net.bind(address).await.map_err(|source| RunError::Bind {
+        address,
+        purpose,
+        source,
+    })
 }
 
 /// Where this node's Raft port listens: the port of its own entry in `dLegerPeers`.
 fn raft_address(config: &BrokerConfig) -> SocketAddr {
-    let port = config.raft.self_peer().map_or(0, crate::config::RaftPeer::port);
+    let port = config
+        .raft
+        .self_peer()
+        .map_or(0, crate::config::RaftPeer::port);
     SocketAddr::new(config.raft.bind_address, port)
 }
 
@@ -271,8 +286,16 @@ fn addresses(config: &BrokerConfig) -> NodeAddresses {
     let http = SocketAddr::new(config.http_bind_address, config.http_port);
     NodeAddresses {
         broker: config.broker_address(),
-        raft: config.raft.self_peer().map(|peer| peer.address.clone()).unwrap_or_default(),
-        http: if config.http_port == 0 { String::new() } else { http.to_string() },
+        raft: config
+            .raft
+            .self_peer()
+            .map(|peer| peer.address.clone())
+            .unwrap_or_default(),
+        http: if config.http_port == 0 {
+            String::new()
+        } else {
+            http.to_string()
+        },
     }
 }
 
@@ -282,7 +305,9 @@ async fn store_host(config: &BrokerConfig) -> Result<SocketAddr, RunError> {
     if let Ok(ip) = config.broker_ip1.parse() {
         return Ok(SocketAddr::new(ip, config.listen_port));
     }
-    crate::net::resolve(&config.broker_address()).await.map_err(|_| unresolved())
+    crate::net::resolve(&config.broker_address())
+        .await
+        .map_err(|_| unresolved())
 }
 
 /// Name servers to register with: the configured ones, and the one inside this process.
@@ -323,7 +348,10 @@ fn open_folders(
         format_version: FORMAT_VERSION,
     };
     Identity::open_or_create(&*disk, root, &expected)?;
-    let checkpoints = Arc::new(Checkpoints::open(Arc::clone(&disk), &root.join("checkpoint"))?);
+    let checkpoints = Arc::new(Checkpoints::open(
+        Arc::clone(&disk),
+        &root.join("checkpoint"),
+    )?);
     let restored = checkpoints.newest()?;
     let log_config = LogConfig {
         segment_bytes: config.segment_bytes,
@@ -346,9 +374,19 @@ fn open_folders(
     let (state, applied, membership, checkpoint_physical) = match restored {
         Some(restored) => {
             let physical = restored.position.end_physical;
-            (restored.state, Some(restored.id), restored.membership, physical)
+            (
+                restored.state,
+                Some(restored.id),
+                restored.membership,
+                physical,
+            )
         }
-        None => (State::new(), None, MembershipRecord::default(), log.min_physical()),
+        None => (
+            State::new(),
+            None,
+            MembershipRecord::default(),
+            log.min_physical(),
+        ),
     };
     Ok(Opened {
         log,
@@ -375,7 +413,10 @@ fn open_index(
     let Some(restored) = restored else {
         return Ok((QueueIndex::open(Arc::clone(disk), &dir, None)?, None));
     };
-    if log.last_id().is_none_or(|last| last.index < restored.id.index) {
+    if log
+        .last_id()
+        .is_none_or(|last| last.index < restored.id.index)
+    {
         // The process ended between installing a snapshot and moving the log there.
         let position = &restored.position;
         log.reset(position.id, position.end_physical, position.crc)?;
@@ -398,32 +439,36 @@ fn start_disk_threads(
     metrics: &Arc<Metrics>,
 ) -> Result<(), RunError> {
     let metrics = Arc::clone(metrics);
-    std::thread::Builder::new().name("flush".into()).spawn(move || {
-        loop {
-            match flusher.run_once() {
-                FlushOutcome::Flushed { bytes, took, .. } => metrics.flushed(bytes, took),
-                FlushOutcome::Idle => {}
-                FlushOutcome::Stopped => return,
-                FlushOutcome::Failed(reason) => {
-                    tracing::error!(reason, "the log cannot be written; the process ends");
-                    std::process::abort();
+    std::thread::Builder::new()
+        .name("flush".into())
+        .spawn(move || {
+            loop {
+                match flusher.run_once() {
+                    FlushOutcome::Flushed { bytes, took, .. } => metrics.flushed(bytes, took),
+                    FlushOutcome::Idle => {}
+                    FlushOutcome::Stopped => return,
+                    FlushOutcome::Failed(reason) => {
+                        tracing::error!(reason, "the log cannot be written; the process ends");
+                        std::process::abort();
+                    }
                 }
             }
-        }
-    })?;
-    std::thread::Builder::new().name("preallocate".into()).spawn(move || {
-        loop {
-            match preallocator.run_once() {
-                PreallocOutcome::Stopped => return,
-                PreallocOutcome::Failed(error) => {
-                    // Appends then grow the file themselves, slower but safe.
-                    tracing::warn!(%error, "fill the log ahead");
-                    std::thread::sleep(Duration::from_secs(1));
+        })?;
+    std::thread::Builder::new()
+        .name("preallocate".into())
+        .spawn(move || {
+            loop {
+                match preallocator.run_once() {
+                    PreallocOutcome::Stopped => return,
+                    PreallocOutcome::Failed(error) => {
+                        // Appends then grow the file themselves, slower but safe.
+                        tracing::warn!(%error, "fill the log ahead");
+                        std::thread::sleep(Duration::from_secs(1));
+                    }
+                    _ => {}
                 }
-                _ => {}
             }
-        }
-    })?;
+        })?;
     Ok(())
 }
 
@@ -441,7 +486,9 @@ fn background_tasks(broker: &Arc<Broker>) -> JoinSet<()> {
 
 /// Each new leader makes sure that the system topics exist.
 async fn create_system_topics(broker: Arc<Broker>) {
-    let Some(consensus) = broker.consensus() else { return };
+    let Some(consensus) = broker.consensus() else {
+        return;
+    };
     let mut role = consensus.role();
     loop {
         if role.wait_for(|role| role.serving).await.is_err() {
@@ -465,7 +512,9 @@ async fn expire_sessions(broker: Arc<Broker>) {
 
 /// Heartbeats do not hide a stalled disk: a leader that cannot flush hands over.
 async fn watch_disk(broker: Arc<Broker>) {
-    let Some(consensus) = broker.consensus() else { return };
+    let Some(consensus) = broker.consensus() else {
+        return;
+    };
     loop {
         sleep(DISK_WATCH_INTERVAL).await;
         let stalled = broker.machine.log().oldest_unflushed_since();
@@ -483,7 +532,9 @@ fn registration(broker: &Arc<Broker>) -> watch::Receiver<Option<RegistrarInput>>
     let (sender, receiver) = watch::channel(None);
     let broker = Arc::clone(broker);
     tokio::spawn(async move {
-        let Some(consensus) = broker.consensus() else { return };
+        let Some(consensus) = broker.consensus() else {
+            return;
+        };
         let mut role = consensus.role();
         let mut metadata = broker.machine.metadata_changes();
         loop {
@@ -517,12 +568,16 @@ struct Admin(Arc<Broker>);
 
 impl Admin {
     fn consensus(&self) -> Result<&Arc<Consensus>, AdminError> {
-        self.0.consensus().ok_or_else(|| AdminError::Unavailable("raft is starting".into()))
+        self.0
+            .consensus()
+            .ok_or_else(|| AdminError::Unavailable("raft is starting".into()))
     }
 
     fn error(&self, error: ChangeError) -> AdminError {
         match error {
-            ChangeError::NotLeader => AdminError::NotLeader { leader: self.status().borrow().leader_id },
+            ChangeError::NotLeader => AdminError::NotLeader {
+                leader: self.status().borrow().leader_id,
+            },
             ChangeError::Invalid(reason) => AdminError::Invalid(reason),
             ChangeError::Timeout(..) => AdminError::Unknown(error.to_string()),
             ChangeError::Raft(reason) => AdminError::Unavailable(reason),
@@ -532,7 +587,10 @@ impl Admin {
 
 impl AdminOps for Admin {
     fn status(&self) -> watch::Receiver<Arc<RaftStatus>> {
-        self.0.consensus().expect("the HTTP port opens after raft has started").status()
+        self.0
+            .consensus()
+            .expect("the HTTP port opens after raft has started")
+            .status()
     }
 
     fn transfer_leader(
@@ -573,7 +631,10 @@ impl AdminOps for Admin {
         if status.ready {
             return Ok(());
         }
-        Err(status.not_ready_reason.clone().unwrap_or_else(|| "not ready".into()))
+        Err(status
+            .not_ready_reason
+            .clone()
+            .unwrap_or_else(|| "not ready".into()))
     }
 
     fn live(&self) -> Result<(), String> {

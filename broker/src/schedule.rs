@@ -70,7 +70,12 @@ async fn deliver_due(broker: &Broker, level: u32) -> bool {
         }
         Ok(_) => true,
         // Progress moves with the delivery, so the next look starts where the log says.
-        Err(SubmitError::Busy | SubmitError::NotLeader | SubmitError::Unknown | SubmitError::Stopped) => false,
+        Err(
+            SubmitError::Busy
+            | SubmitError::NotLeader
+            | SubmitError::Unknown
+            | SubmitError::Stopped,
+        ) => false,
     }
 }
 
@@ -90,22 +95,37 @@ fn find_due(broker: &Broker, level: u32) -> Result<Option<Due>, raftmq_store::St
     }
     let from = expected.max(min);
     let now = i64::try_from(broker.clock.now_ms()).unwrap_or(i64::MAX);
-    let units = broker.machine.index().read(queue, from, DELIVER_MESSAGES_MAX)?;
-    let mut due = Due { expected, next: from, records: Vec::new() };
+    let units = broker
+        .machine
+        .index()
+        .read(queue, from, DELIVER_MESSAGES_MAX)?;
+    let mut due = Due {
+        expected,
+        next: from,
+        records: Vec::new(),
+    };
     let mut bytes = 0;
     for unit in units {
         if unit.tags_code > now || bytes > DELIVER_BYTES_MAX {
             break;
         }
-        let record = broker.machine.read_record(unit.physical_offset, unit.size)?;
+        let record = broker
+            .machine
+            .read_record(unit.physical_offset, unit.size)?;
         bytes += record.len();
         due.next += 1;
         match real_record(&record) {
             Some(real) if has_queue(broker, &real.1) => due.records.push((real.0, real.2)),
             Some(real) => {
-                tracing::warn!(topic = real.1.topic, "drop delayed message: its topic is gone");
+                tracing::warn!(
+                    topic = real.1.topic,
+                    "drop delayed message: its topic is gone"
+                );
             }
-            None => tracing::error!(offset = unit.physical_offset, "drop malformed delayed message"),
+            None => tracing::error!(
+                offset = unit.physical_offset,
+                "drop malformed delayed message"
+            ),
         }
     }
     Ok((due.next > due.expected).then_some(due))
@@ -113,9 +133,9 @@ fn find_due(broker: &Broker, level: u32) -> Result<Option<Due>, raftmq_store::St
 
 fn has_queue(broker: &Broker, real: &MessageRecord) -> bool {
     let state = broker.machine.state();
-    let queue_id = u32::try_from(real.queue_id).ok();
-    queue_id
-        .is_some_and(|id| state.topic(&real.topic).is_some_and(|topic| topic.queue(id).is_some()))
+    state
+        .topic(&real.topic)
+        .is_some_and(|topic| topic.queue(real.queue_id).is_some())
 }
 
 /// The message as its real topic stores it: properties of the detour removed.

@@ -8,6 +8,7 @@ mod lock;
 mod message;
 mod offset;
 mod pull;
+mod query;
 mod reply;
 mod reset;
 pub(crate) mod send;
@@ -50,7 +51,10 @@ pub(crate) type Handled = Result<RemotingCommand, Refusal>;
 
 impl Refusal {
     pub(crate) fn new(code: ResponseCode, remark: impl Into<String>) -> Self {
-        Self { code, remark: remark.into() }
+        Self {
+            code,
+            remark: remark.into(),
+        }
     }
 
     /// The answer that makes a client look the topic's route up again.
@@ -95,7 +99,10 @@ impl From<StoreError> for Refusal {
 impl From<SubmitError> for Refusal {
     fn from(error: SubmitError) -> Self {
         match error {
-            SubmitError::Busy => Self::new(ResponseCode::SYSTEM_BUSY, "[OVERLOAD]too many bytes wait to be replicated"),
+            SubmitError::Busy => Self::new(
+                ResponseCode::SYSTEM_BUSY,
+                "[OVERLOAD]too many bytes wait to be replicated",
+            ),
             SubmitError::NotLeader => Self::new(
                 ResponseCode::SERVICE_NOT_AVAILABLE,
                 "this broker does not lead its group and no leader is known",
@@ -104,9 +111,10 @@ impl From<SubmitError> for Refusal {
                 ResponseCode::SYSTEM_ERROR,
                 "in-sync replicas not enough, outcome unknown: the message may or may not be stored",
             ),
-            SubmitError::Stopped => {
-                Self::new(ResponseCode::SERVICE_NOT_AVAILABLE, "the broker is shutting down")
-            }
+            SubmitError::Stopped => Self::new(
+                ResponseCode::SERVICE_NOT_AVAILABLE,
+                "the broker is shutting down",
+            ),
         }
     }
 }
@@ -158,6 +166,7 @@ async fn route(broker: &Arc<Broker>, request: &Request) -> Handled {
         RequestCode::GET_EARLIEST_MSG_STORETIME => offset::earliest(broker, request),
         RequestCode::GET_ALL_CONSUMER_OFFSET => offset::all(broker, request),
         RequestCode::INVOKE_BROKER_TO_RESET_OFFSET => reset::reset(broker, request).await,
+        RequestCode::QUERY_MESSAGE => query::query(broker, request).await,
         RequestCode::VIEW_MESSAGE_BY_ID => message::view(broker, request),
         RequestCode::QUERY_CONSUME_QUEUE => message::query_consume_queue(broker, request),
         code => admin_route(code, broker, request).await,

@@ -215,10 +215,10 @@ fn filter_of_session(
             }
             return Ok(filter_of(&subscription));
         }
-        Some(_) => (
-            ResponseCode::SUBSCRIPTION_NOT_LATEST,
-            "the consumer's subscription not latest",
-        ),
+        // The client's next heartbeat, up to 30 s away, will tell its new subscription. RocketMQ
+        // refuses the pull until then; unfiltered messages are right too, since clients compare
+        // tags themselves.
+        Some(_) => return Ok(None),
         None if broker.sessions.has_consumers(pull.group) => (
             ResponseCode::SUBSCRIPTION_NOT_EXIST,
             "the consumer's subscription not exist",

@@ -56,8 +56,13 @@ impl SendRequest {
             sys_flag: fields.required_i32(key("sysFlag", "f"))?,
             born_timestamp: fields.required_i64(key("bornTimestamp", "g"))?,
             flag: fields.required_i32(key("flag", "h"))?,
-            properties: fields.get(key("properties", "i")).unwrap_or_default().to_owned(),
-            reconsume_times: fields.optional_i32(key("reconsumeTimes", "j"))?.unwrap_or(0),
+            properties: fields
+                .get(key("properties", "i"))
+                .unwrap_or_default()
+                .to_owned(),
+            reconsume_times: fields
+                .optional_i32(key("reconsumeTimes", "j"))?
+                .unwrap_or(0),
             max_reconsume_times: fields.optional_i32(key("maxReconsumeTimes", "l"))?,
             batch: code == RequestCode::SEND_BATCH_MESSAGE
                 || fields.optional_bool(key("batch", "m"))?.unwrap_or(false),
@@ -153,7 +158,10 @@ pub(crate) async fn create_topic(
 
 fn check_broker(broker: &Broker) -> Result<(), Refusal> {
     if broker.config.broker_permission & 2 == 0 {
-        let remark = format!("the broker[{}] sending message is forbidden", broker.config.broker_ip1);
+        let remark = format!(
+            "the broker[{}] sending message is forbidden",
+            broker.config.broker_ip1
+        );
         return Err(Refusal::new(ResponseCode::NO_PERMISSION, remark));
     }
     if broker.disk_is_full() {
@@ -271,11 +279,22 @@ pub(crate) fn prepare_record(
     let (record, tags_code) = detour(broker, record, tags_code);
     let mut encoded = BytesMut::new();
     record.encode(&mut encoded).map_err(|error| {
-        Refusal::new(ResponseCode::MESSAGE_ILLEGAL, format!("the message is illegal: {error}"))
+        Refusal::new(
+            ResponseCode::MESSAGE_ILLEGAL,
+            format!("the message is illegal: {error}"),
+        )
     })?;
-    let answer =
-        AnswerParts { queue_id, transaction_id, messages: 1, bytes: encoded.len(), topic };
-    Ok(Prepared { command: EncodedCommand::append(tags_code, &encoded), answer })
+    let answer = AnswerParts {
+        queue_id,
+        transaction_id,
+        messages: 1,
+        bytes: encoded.len(),
+        topic,
+    };
+    Ok(Prepared {
+        command: EncodedCommand::append(tags_code, &encoded),
+        answer,
+    })
 }
 
 /// A delayed message waits in the schedule topic; its tags code there is its due time.
@@ -296,9 +315,15 @@ pub(crate) fn detour(
     };
     let queue_id = record.queue_id.to_string();
     let topic = std::mem::replace(&mut record.topic, name::SCHEDULE_TOPIC.to_owned());
-    record.properties.set(properties::PROPERTY_DELAY_TIME_LEVEL, &level.to_string());
-    record.properties.set(properties::PROPERTY_REAL_TOPIC, &topic);
-    record.properties.set(properties::PROPERTY_REAL_QUEUE_ID, &queue_id);
+    record
+        .properties
+        .set(properties::PROPERTY_DELAY_TIME_LEVEL, &level.to_string());
+    record
+        .properties
+        .set(properties::PROPERTY_REAL_TOPIC, &topic);
+    record
+        .properties
+        .set(properties::PROPERTY_REAL_QUEUE_ID, &queue_id);
     record.queue_id = u32::try_from(level - 1).unwrap_or(0);
     let due = broker.clock.now_ms().saturating_add(*delay_ms);
     (record, i64::try_from(due).unwrap_or(i64::MAX))
@@ -317,7 +342,11 @@ fn has_timer(properties: &Properties) -> bool {
 /// Whether a message sent straight to a retry topic has been tried often enough (the fallback of
 /// clients whose send-back failed).
 fn is_used_up(broker: &Broker, group: &str, request: &SendRequest) -> bool {
-    let group_max = broker.machine.state().group(group).map_or(16, |group| group.retry_max_times);
+    let group_max = broker
+        .machine
+        .state()
+        .group(group)
+        .map_or(16, |group| group.retry_max_times);
     request.reconsume_times > request.max_reconsume_times.unwrap_or(group_max)
 }
 
@@ -369,8 +398,17 @@ fn prepare_batch(
         return Err(illegal("the batch has no message".into()));
     }
     let topic = request.topic.clone();
-    let answer = AnswerParts { queue_id, transaction_id, messages: records.len(), bytes, topic };
-    Ok(Prepared { command: Command::AppendBatch { records }.encode(), answer })
+    let answer = AnswerParts {
+        queue_id,
+        transaction_id,
+        messages: records.len(),
+        bytes,
+        topic,
+    };
+    Ok(Prepared {
+        command: Command::AppendBatch { records }.encode(),
+        answer,
+    })
 }
 
 /// The answer to a send whose outcome is known.
@@ -386,10 +424,17 @@ pub(crate) fn answer(
         Err(error) => return Ok(Refusal::from(error).response(request)),
     };
     let (queue_offset, message_id) = match reply {
-        Reply::Appended { queue_offset, physical_offset } => {
-            (queue_offset, message_id::encode(broker.store_host, physical_offset))
-        }
-        Reply::AppendedBatch { first_queue_offset, physical_offsets } => {
+        Reply::Appended {
+            queue_offset,
+            physical_offset,
+        } => (
+            queue_offset,
+            message_id::encode(broker.store_host, physical_offset),
+        ),
+        Reply::AppendedBatch {
+            first_queue_offset,
+            physical_offsets,
+        } => {
             let ids: Vec<String> = physical_offsets
                 .into_iter()
                 .map(|offset| message_id::encode(broker.store_host, offset))
@@ -398,12 +443,24 @@ pub(crate) fn answer(
         }
         Reply::Rejected { reason } => return Ok(reject(reason, &parts.topic).response(request)),
         Reply::Locked(_) | Reply::Done => {
-            return Ok(Refusal::new(ResponseCode::SYSTEM_ERROR, "unexpected reply").response(request));
+            return Ok(
+                Refusal::new(ResponseCode::SYSTEM_ERROR, "unexpected reply").response(request)
+            );
         }
     };
-    broker.stats.message_stored(&parts.topic, parts.messages, parts.bytes);
-    broker.metrics.requests.messages_stored_total.inc_by(parts.messages as u64);
-    broker.metrics.requests.messages_stored_bytes_total.inc_by(parts.bytes as u64);
+    broker
+        .stats
+        .message_stored(&parts.topic, parts.messages, parts.bytes);
+    broker
+        .metrics
+        .requests
+        .messages_stored_total
+        .inc_by(parts.messages as u64);
+    broker
+        .metrics
+        .requests
+        .messages_stored_bytes_total
+        .inc_by(parts.bytes as u64);
     let mut response = RemotingCommand::response_to(request, ResponseCode::SUCCESS)
         .with_ext("msgId", message_id)
         .with_ext("queueId", parts.queue_id.to_string())
@@ -420,9 +477,10 @@ pub(crate) fn answer(
 pub(crate) fn reject(reason: Reject, topic: &str) -> Refusal {
     match reason {
         Reject::TopicNotExist => Refusal::topic_not_exist(topic),
-        Reject::QueueIdOutOfRange => {
-            Refusal::new(ResponseCode::INVALID_PARAMETER, "request queueId is illegal")
-        }
+        Reject::QueueIdOutOfRange => Refusal::new(
+            ResponseCode::INVALID_PARAMETER,
+            "request queueId is illegal",
+        ),
         Reject::GroupNotExist => Refusal::new(
             ResponseCode::SUBSCRIPTION_GROUP_NOT_EXIST,
             "subscription group not exist",

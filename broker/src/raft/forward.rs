@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{
     peer::{self, PeerConnection, PeerReader, PeerWriter},
+    server::ForwardOutcome,
     transport::Transport,
     wire::{Channel, Kind, malformed, put_frame},
 };
@@ -64,7 +65,11 @@ pub(crate) struct Forwarder {
 impl Forwarder {
     /// A forwarder whose connections live on `runtime`.
     pub(crate) fn new(transport: Transport, runtime: tokio::runtime::Handle) -> Self {
-        Self { transport, links: Mutex::default(), runtime }
+        Self {
+            transport,
+            links: Mutex::default(),
+            runtime,
+        }
     }
 
     /// Sends `command` of the client at `peer` to `leader` and waits for its answer.
@@ -77,18 +82,32 @@ impl Forwarder {
     ) -> Answer {
         let mut bytes = BytesMut::new();
         frame::encode(command, &mut bytes);
-        let link = self.link(leader, address).await.map_err(ForwardError::Unreachable)?;
+        let link = self
+            .link(leader, address)
+            .await
+            .map_err(ForwardError::Unreachable)?;
         let (answer, answered) = oneshot::channel();
-        let outgoing = Outgoing { peer, frame: bytes.freeze(), answer };
+        let outgoing = Outgoing {
+            peer,
+            frame: bytes.freeze(),
+            answer,
+        };
         if link.send(outgoing).await.is_err() {
             self.drop_link(leader);
-            return Err(ForwardError::Unreachable(io::ErrorKind::ConnectionReset.into()));
+            return Err(ForwardError::Unreachable(
+                io::ErrorKind::ConnectionReset.into(),
+            ));
         }
         answered.await.unwrap_or(Err(ForwardError::Unknown))
     }
 
     async fn link(&self, leader: u64, address: &str) -> Result<mpsc::Sender<Outgoing>, io::Error> {
-        let open = self.links.lock().unwrap_or_else(PoisonError::into_inner).get(&leader).cloned();
+        let open = self
+            .links
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&leader)
+            .cloned();
         if let Some(link) = open.filter(|link| !link.is_closed()) {
             return Ok(link);
         }
@@ -105,13 +124,19 @@ impl Forwarder {
     }
 
     fn drop_link(&self, leader: u64) {
-        self.links.lock().unwrap_or_else(PoisonError::into_inner).remove(&leader);
+        self.links
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&leader);
     }
 }
 
 /// Moves requests and answers until the connection breaks or the forwarder goes away.
 async fn run_link(connection: PeerConnection, mut requests: mpsc::Receiver<Outgoing>) {
-    let PeerConnection { mut reader, mut writer } = connection;
+    let PeerConnection {
+        mut reader,
+        mut writer,
+    } = connection;
     let mut waiting: HashMap<u64, oneshot::Sender<Answer>> = HashMap::new();
     let result = exchange(&mut reader, &mut writer, &mut requests, &mut waiting).await;
     if let Err(error) = result {
@@ -192,27 +217,26 @@ pub(super) fn decode_request(
 }
 
 /// Frame of the answer to request `id`.
-pub(super) fn encode_answer(
-    id: u64,
-    answer: Result<Option<RemotingCommand>, RemotingCommand>,
-) -> Bytes {
+pub(super) fn encode_answer(id: u64, answer: ForwardOutcome) -> Bytes {
     let mut out = BytesMut::new();
     put_frame(&mut out, Kind::ForwardResult, |out| {
         out.put_u64_le(id);
         match answer {
-            Ok(Some(command)) => {
+            ForwardOutcome::Handled(Some(command)) => {
                 out.put_u8(ANSWER);
                 frame::encode(&command, out);
             }
-            Ok(None) => out.put_u8(NO_ANSWER),
-            Err(_) => out.put_u8(NOT_LEADER),
+            ForwardOutcome::Handled(None) => out.put_u8(NO_ANSWER),
+            ForwardOutcome::NotLeader => out.put_u8(NOT_LEADER),
         }
     });
     out.freeze()
 }
 
 fn decode_answer(mut body: Bytes) -> Result<(u64, Answer), io::Error> {
-    let id = body.try_get_u64_le().map_err(|_| malformed("forward result"))?;
+    let id = body
+        .try_get_u64_le()
+        .map_err(|_| malformed("forward result"))?;
     let answer = match body.try_get_u8().map_err(|_| malformed("forward result"))? {
         ANSWER => Ok(Some(decode_command(body)?)),
         NO_ANSWER => Ok(None),

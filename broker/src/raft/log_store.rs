@@ -67,7 +67,10 @@ impl LogStore {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, io::Error> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?.map_err(storage_error)
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(io::Error::other)?
+        .map_err(storage_error)
 }
 
 /// The store's error as the `io::Error` that openraft takes as fatal.
@@ -93,7 +96,9 @@ fn decode_vote(bytes: &[u8]) -> Result<Vote, io::Error> {
     };
     let (term, rest) = bytes.split_first_chunk::<8>().ok_or_else(invalid)?;
     let (node, rest) = rest.split_first_chunk::<8>().ok_or_else(invalid)?;
-    let [committed] = rest else { return Err(invalid()) };
+    let [committed] = rest else {
+        return Err(invalid());
+    };
     Ok(Vote {
         leader_id: leader_id_std::LeaderId {
             term: u64::from_le_bytes(*term),
@@ -171,7 +176,11 @@ impl RaftLogReader<TypeConfig> for LogStore {
         &mut self,
         range: RangeInclusive<LogId>,
     ) -> Result<Vec<LogId>, io::Error> {
-        Ok(last_of_each_term(&self.log.term_starts(), *range.start(), *range.end()))
+        Ok(last_of_each_term(
+            &self.log.term_starts(),
+            *range.start(),
+            *range.end(),
+        ))
     }
 }
 
@@ -196,7 +205,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let purged = self.log.purged_id().map(log_id);
         let last = self.log.last_id().map(log_id).or(purged);
-        Ok(LogState { last_purged_log_id: purged, last_log_id: last })
+        Ok(LogState {
+            last_purged_log_id: purged,
+            last_log_id: last,
+        })
     }
 
     async fn get_log_reader(&mut self) -> Self {
@@ -211,7 +223,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         if let Some(committed) = committed {
-            self.log.save_committed(store_id(&committed)).map_err(storage_error)?;
+            self.log
+                .save_committed(store_id(&committed))
+                .map_err(storage_error)?;
         }
         Ok(())
     }
@@ -229,9 +243,15 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let entries = entries.into_iter().map(to_stored).collect::<Result<Vec<_>, _>>()?;
+        let entries = entries
+            .into_iter()
+            .map(to_stored)
+            .collect::<Result<Vec<_>, _>>()?;
         self.log
-            .append(entries, Box::new(move |result| callback.io_completed(result)))
+            .append(
+                entries,
+                Box::new(move |result| callback.io_completed(result)),
+            )
             .map_err(storage_error)
     }
 
@@ -266,7 +286,10 @@ mod tests {
     #[test]
     fn a_vote_survives_its_byte_form() {
         let vote = Vote {
-            leader_id: leader_id_std::LeaderId { term: 7, voted_for: 3 },
+            leader_id: leader_id_std::LeaderId {
+                term: 7,
+                voted_for: 3,
+            },
             committed: true,
         };
         assert_eq!(decode_vote(&encode_vote(&vote)).unwrap(), vote);
@@ -275,7 +298,11 @@ mod tests {
 
     #[test]
     fn key_ids_are_the_last_of_each_term_in_the_range() {
-        let start = |term, index| StoreLogId { term, node: 0, index };
+        let start = |term, index| StoreLogId {
+            term,
+            node: 0,
+            index,
+        };
         let id = LogId::new_term_index;
         let starts = [start(2, 2), start(5, 4), start(6, 9)];
         assert_eq!(
@@ -283,7 +310,13 @@ mod tests {
             [id(2, 3), id(5, 8), id(6, 12)]
         );
         assert_eq!(last_of_each_term(&starts, id(5, 5), id(5, 8)), [id(5, 8)]);
-        assert_eq!(last_of_each_term(&starts, id(2, 3), id(6, 9)), [id(2, 3), id(5, 8), id(6, 9)]);
-        assert_eq!(last_of_each_term(&[start(1, 0)], id(1, 0), id(1, 0)), [id(1, 0)]);
+        assert_eq!(
+            last_of_each_term(&starts, id(2, 3), id(6, 9)),
+            [id(2, 3), id(5, 8), id(6, 9)]
+        );
+        assert_eq!(
+            last_of_each_term(&[start(1, 0)], id(1, 0), id(1, 0)),
+            [id(1, 0)]
+        );
     }
 }

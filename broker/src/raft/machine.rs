@@ -78,15 +78,22 @@ pub(crate) struct RaftMachineParts {
 
 fn membership_record(stored: &StoredMembership) -> Result<MembershipRecord, io::Error> {
     Ok(MembershipRecord {
-        id: stored.log_id().map(|id| (id.committed_leader_id().term, id.index())),
+        id: stored
+            .log_id()
+            .map(|id| (id.committed_leader_id().term, id.index())),
         json: encode_membership(stored.membership())?,
     })
 }
 
 fn stored_membership(record: &MembershipRecord) -> Result<StoredMembership, io::Error> {
-    let Some((term, index)) = record.id else { return Ok(StoredMembership::default()) };
+    let Some((term, index)) = record.id else {
+        return Ok(StoredMembership::default());
+    };
     let id = LogId::new_term_index(term, index);
-    Ok(StoredMembership::new(Some(id), decode_membership(&record.json)?))
+    Ok(StoredMembership::new(
+        Some(id),
+        decode_membership(&record.json)?,
+    ))
 }
 
 fn invalid(error: impl std::fmt::Display) -> io::Error {
@@ -115,7 +122,12 @@ impl RaftMachine {
         self.checkpoint_before(batch.physical_offset)?;
         let replies = self
             .machine
-            .apply(id.index(), batch.physical_offset, &batch.payload, &mut self.output)
+            .apply(
+                id.index(),
+                batch.physical_offset,
+                &batch.payload,
+                &mut self.output,
+            )
             .map_err(invalid)?;
         Ok(Replies(replies))
     }
@@ -128,7 +140,9 @@ impl RaftMachine {
     /// Takes a checkpoint of the state as it is before the entry whose payload begins at
     /// `payload_physical_offset`, if one is due there.
     fn checkpoint_before(&mut self, payload_physical_offset: u64) -> Result<(), io::Error> {
-        let Some(applied) = self.applied else { return Ok(()) };
+        let Some(applied) = self.applied else {
+            return Ok(());
+        };
         let entry_physical =
             payload_physical_offset.saturating_sub(raftmq_store::HEADER_BYTES as u64);
         let bytes = entry_physical.saturating_sub(self.checkpoint_physical);
@@ -172,7 +186,10 @@ impl RaftMachine {
 fn snapshot_of(checkpoint: &Checkpoint) -> Result<Snapshot, io::Error> {
     let restored = checkpoint::restore(checkpoint).map_err(storage_error)?;
     let meta = snapshot_meta(&restored)?;
-    Ok(Snapshot { meta, snapshot: checkpoint.encode() })
+    Ok(Snapshot {
+        meta,
+        snapshot: checkpoint.encode(),
+    })
 }
 
 /// The description of the snapshot that decoded to `restored`.
@@ -217,8 +234,7 @@ impl RaftStateMachine<TypeConfig> for RaftMachine {
                 EntryPayload::Blank => self.skip(entry.log_id)?,
                 EntryPayload::Normal(batch) => self.apply_normal(entry.log_id, batch)?,
                 EntryPayload::Membership(membership) => {
-                    self.membership =
-                        StoredMembership::new(Some(entry.log_id), membership.clone());
+                    self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
                     self.skip(entry.log_id)?
                 }
             };
@@ -233,13 +249,19 @@ impl RaftStateMachine<TypeConfig> for RaftMachine {
     async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<SnapshotBuilder> {
         match self.snapshot_target.load(Ordering::SeqCst) {
             0 => None,
-            index => Some(SnapshotBuilder { checkpoints: Arc::clone(&self.checkpoints), index }),
+            index => Some(SnapshotBuilder {
+                checkpoints: Arc::clone(&self.checkpoints),
+                index,
+            }),
         }
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
         let index = self.snapshot_target.load(Ordering::SeqCst);
-        SnapshotBuilder { checkpoints: Arc::clone(&self.checkpoints), index }
+        SnapshotBuilder {
+            checkpoints: Arc::clone(&self.checkpoints),
+            index,
+        }
     }
 
     async fn install_snapshot(
@@ -251,11 +273,15 @@ impl RaftStateMachine<TypeConfig> for RaftMachine {
         let restored = checkpoint::restore(&checkpoint).map_err(storage_error)?;
         let index = restored.id.index;
         let physical = restored.position.end_physical;
-        *self.boundary.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-            Some(restored.position);
+        *self
+            .boundary
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(restored.position);
         self.machine.restore(restored.state);
         let manifest = self.machine.index().manifest();
-        self.checkpoints.install(checkpoint, manifest).map_err(storage_error)?;
+        self.checkpoints
+            .install(checkpoint, manifest)
+            .map_err(storage_error)?;
         self.snapshot_target.store(index, Ordering::SeqCst);
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();

@@ -28,8 +28,8 @@ use std::{
 
 use bytes::Bytes;
 use openraft::{
-    async_runtime::watch::WatchReceiver,
     BasicNode, ChangeMembers, Config, Raft, SnapshotPolicy,
+    async_runtime::watch::WatchReceiver,
     errors::{ClientWriteError, InitializeError, RaftError},
 };
 use raftmq_remoting::RemotingCommand;
@@ -40,6 +40,11 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+pub use self::{
+    forward::ForwardError,
+    server::{ForwardHandler, ForwardOutcome},
+    watch_role::Role,
+};
 use self::{
     forward::Forwarder,
     log_store::{LogStore, SnapshotBoundary},
@@ -49,7 +54,6 @@ use self::{
     transport::Transport,
     types::{Batch, Callback, TypeConfig},
 };
-pub use self::{forward::ForwardError, server::ForwardHandler, watch_role::Role};
 use crate::{
     checkpoint::{CheckpointWriter, Checkpoints, MembershipRecord},
     config::RaftConfig,
@@ -124,7 +128,9 @@ pub struct ConsensusParts {
 
 impl std::fmt::Debug for ConsensusParts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ConsensusParts").field("raft", &self.raft).finish_non_exhaustive()
+        f.debug_struct("ConsensusParts")
+            .field("raft", &self.raft)
+            .finish_non_exhaustive()
     }
 }
 
@@ -148,13 +154,17 @@ pub struct Consensus {
 
 /// A runtime of one thread that lives until the returned sender is dropped.
 fn start_runtime() -> Result<(Handle, oneshot::Sender<()>), io::Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let handle = runtime.handle().clone();
     let (stop, stopped) = oneshot::channel::<()>();
-    std::thread::Builder::new().name("raft".into()).spawn(move || {
-        // Ends with an error when the sender is dropped, which is the signal.
-        let _ = runtime.block_on(stopped);
-    })?;
+    std::thread::Builder::new()
+        .name("raft".into())
+        .spawn(move || {
+            // Ends with an error when the sender is dropped, which is the signal.
+            let _ = runtime.block_on(stopped);
+        })?;
     Ok((handle, stop))
 }
 
@@ -179,7 +189,10 @@ fn raft_config(cluster: &str, raft: &RaftConfig) -> Result<Arc<Config>, io::Erro
         ..Config::default()
     };
     config.validate().map(Arc::new).map_err(|error| {
-        io::Error::new(io::ErrorKind::InvalidInput, format!("raft timings: {error}"))
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("raft timings: {error}"),
+        )
     })
 }
 
@@ -215,15 +228,16 @@ impl Consensus {
             membership: parts.membership,
             checkpoint_physical: parts.checkpoint_physical,
         })?;
-        let transport = Transport { net: parts.net, local: local.clone() };
+        let transport = Transport {
+            net: parts.net,
+            local: local.clone(),
+        };
         let store = LogStore::new(log, Arc::clone(&boundary));
-        let network = transport.clone();
-        let id = local.id;
+        let (id, network) = (local.id, transport.clone());
         let raft = runtime
-            .spawn(async move { Raft::new(id, config, network, store, machine).await })
-            .await
-            .map_err(io::Error::other)?
-            .map_err(io::Error::other)?;
+            .spawn(Raft::new(id, config, network, store, machine))
+            .await;
+        let raft = raft.map_err(io::Error::other)?.map_err(io::Error::other)?;
         let server = Arc::new(RaftServer {
             raft: raft.clone(),
             local: local.clone(),
@@ -312,25 +326,34 @@ impl Consensus {
         count: u32,
         done: impl FnOnce(Result<Vec<Reply>, ProposeError>) + Send + 'static,
     ) {
-        let batch = Batch { payload, count, physical_offset: 0 };
+        let batch = Batch {
+            payload,
+            count,
+            physical_offset: 0,
+        };
         let done = Arc::new(std::sync::Mutex::new(Some(done)));
         let finish = move |result| {
-            let done = done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+            let done = done
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner)
+                .take();
             if let Some(done) = done {
                 done(result);
             }
         };
         let refuse = finish.clone();
-        let responder = Callback::new(move |result: openraft::raft::ClientWriteResult<TypeConfig>| {
-            finish(match result {
-                Ok(response) => Ok(response.data.0),
-                Err(ClientWriteError::ForwardToLeader(_)) => Err(ProposeError::NotLeader),
-                Err(ClientWriteError::LogEntryDiscarded(_)) => {
-                    Err(ProposeError::Unknown("the leader changed before the entry was committed"))
-                }
-                Err(error) => Err(ProposeError::Stopped(error.to_string())),
-            });
-        });
+        let responder = Callback::new(
+            move |result: openraft::raft::ClientWriteResult<TypeConfig>| {
+                finish(match result {
+                    Ok(response) => Ok(response.data.0),
+                    Err(ClientWriteError::ForwardToLeader(_)) => Err(ProposeError::NotLeader),
+                    Err(ClientWriteError::LogEntryDiscarded(_)) => Err(ProposeError::Unknown(
+                        "the leader changed before the entry was committed",
+                    )),
+                    Err(error) => Err(ProposeError::Stopped(error.to_string())),
+                });
+            },
+        );
         if let Err(fatal) = self.raft.client_write_ff(batch, Some(responder)).await {
             refuse(Err(ProposeError::Stopped(fatal.to_string())));
         }
@@ -346,8 +369,12 @@ impl Consensus {
         command: &RemotingCommand,
     ) -> Result<Option<RemotingCommand>, ForwardError> {
         let leader = self.role.borrow().leader.clone();
-        let Some((leader, address)) = leader else { return Err(ForwardError::NotLeader) };
-        self.forwarder.forward(leader, &address, peer, command).await
+        let Some((leader, address)) = leader else {
+            return Err(ForwardError::NotLeader);
+        };
+        self.forwarder
+            .forward(leader, &address, peer, command)
+            .await
     }
 
     /// Hands the leadership to `to`, or to the follower that has most of the log. New batches
@@ -374,7 +401,9 @@ impl Consensus {
             match to {
                 Some(id) if voters.contains(&id) => id,
                 Some(id) => {
-                    return Err(ChangeError::Invalid(format!("node {id} is not another voter")));
+                    return Err(ChangeError::Invalid(format!(
+                        "node {id} is not another voter"
+                    )));
                 }
                 None => voters
                     .into_iter()
@@ -387,7 +416,10 @@ impl Consensus {
         self.intake_paused.send_replace(false);
         match result {
             Ok(result) => result.map(|()| target),
-            Err(_) => Err(ChangeError::Timeout("leadership transfer", TRANSFER_TIMEOUT)),
+            Err(_) => Err(ChangeError::Timeout(
+                "leadership transfer",
+                TRANSFER_TIMEOUT,
+            )),
         }
     }
 
@@ -408,11 +440,20 @@ impl Consensus {
             }
             sleep(TRANSFER_POLL).await;
         }
-        let raft_error = |error: openraft::errors::Fatal<TypeConfig>| ChangeError::Raft(error.to_string());
-        self.raft.trigger().transfer_leader(target).await.map_err(raft_error)?;
+        let raft_error =
+            |error: openraft::errors::Fatal<TypeConfig>| ChangeError::Raft(error.to_string());
+        self.raft
+            .trigger()
+            .transfer_leader(target)
+            .await
+            .map_err(raft_error)?;
         let mut role = self.role.clone();
-        let moved = role.wait_for(|role| !role.serving && role.leader.is_some()).await;
-        moved.map(|_| ()).map_err(|error| ChangeError::Raft(error.to_string()))
+        let moved = role
+            .wait_for(|role| !role.serving && role.leader.is_some())
+            .await;
+        moved
+            .map(|_| ())
+            .map_err(|error| ChangeError::Raft(error.to_string()))
     }
 
     /// Adds a node that receives the log without a vote.
@@ -420,7 +461,10 @@ impl Consensus {
     /// # Errors
     /// When this node does not lead or Raft refuses.
     pub async fn add_learner(&self, id: u64, address: String) -> Result<(), ChangeError> {
-        let added = self.raft.add_learner(id, BasicNode::new(address), false).await;
+        let added = self
+            .raft
+            .add_learner(id, BasicNode::new(address), false)
+            .await;
         added.map(|_| ()).map_err(change_error)
     }
 
@@ -430,10 +474,16 @@ impl Consensus {
     /// When this node does not lead or Raft refuses.
     pub async fn change_membership(&self, voters: Vec<u64>) -> Result<(), ChangeError> {
         if voters.is_empty() {
-            return Err(ChangeError::Invalid("a group needs at least one voter".into()));
+            return Err(ChangeError::Invalid(
+                "a group needs at least one voter".into(),
+            ));
         }
         let change = ChangeMembers::ReplaceAllVoters(voters.into_iter().collect());
-        self.raft.change_membership(change, false).await.map(|_| ()).map_err(change_error)
+        self.raft
+            .change_membership(change, false)
+            .await
+            .map(|_| ())
+            .map_err(change_error)
     }
 
     /// Purges the log up to the checkpoint at `index`: makes it Raft's snapshot first, so that a
@@ -442,12 +492,17 @@ impl Consensus {
     /// # Errors
     /// When Raft stopped or does not take the snapshot.
     pub async fn purge(&self, index: u64) -> Result<(), ChangeError> {
-        let fatal = |error: openraft::errors::Fatal<TypeConfig>| ChangeError::Raft(error.to_string());
+        let fatal =
+            |error: openraft::errors::Fatal<TypeConfig>| ChangeError::Raft(error.to_string());
         self.snapshot_target.store(index, Ordering::SeqCst);
         self.raft.trigger().snapshot().await.map_err(fatal)?;
         let deadline = Instant::now() + SNAPSHOT_TIMEOUT;
         let metrics = self.raft.metrics();
-        while metrics.borrow_watched().snapshot.is_none_or(|id| id.index() < index) {
+        while metrics
+            .borrow_watched()
+            .snapshot
+            .is_none_or(|id| id.index() < index)
+        {
             if Instant::now() >= deadline {
                 return Err(ChangeError::Timeout("snapshot", SNAPSHOT_TIMEOUT));
             }
@@ -483,7 +538,13 @@ fn change_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> C
 
 /// Index of the checkpoint that stands for everything purged; zero when nothing is.
 fn current_snapshot(log: &raftmq_store::CommitLog, checkpoints: &Checkpoints) -> u64 {
-    let Some(purged) = log.purged_id() else { return 0 };
+    let Some(purged) = log.purged_id() else {
+        return 0;
+    };
     let rolls = checkpoints.rolls();
-    rolls.iter().map(|roll| roll.id.index).find(|index| *index >= purged.index).unwrap_or(0)
+    rolls
+        .iter()
+        .map(|roll| roll.id.index)
+        .find(|index| *index >= purged.index)
+        .unwrap_or(0)
 }

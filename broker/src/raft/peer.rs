@@ -44,7 +44,9 @@ pub(crate) struct PeerConnection {
 
 impl std::fmt::Debug for PeerReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PeerReader").field("buffered", &self.buffer.len()).finish_non_exhaustive()
+        f.debug_struct("PeerReader")
+            .field("buffered", &self.buffer.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -94,7 +96,10 @@ impl PeerConnection {
     pub(crate) fn new(stream: Stream) -> Self {
         let (read, write) = tokio::io::split(stream);
         Self {
-            reader: PeerReader { half: read, buffer: BytesMut::new() },
+            reader: PeerReader {
+                half: read,
+                buffer: BytesMut::new(),
+            },
             writer: PeerWriter { half: write },
         }
     }
@@ -125,17 +130,23 @@ pub(crate) async fn connect(
     let work = async {
         let mut connection = PeerConnection::new(net.connect(address).await?);
         let body = serde_json::to_vec(&hello).map_err(io::Error::other)?;
-        let answer =
-            connection.call(&wire::encode_raw(Kind::Hello, &body), Kind::HelloResult).await?;
+        let answer = connection
+            .call(&wire::encode_raw(Kind::Hello, &body), Kind::HelloResult)
+            .await?;
         if answer.is_empty() {
             Ok(connection)
         } else {
             let reason = String::from_utf8_lossy(&answer);
-            Err(io::Error::other(format!("node {to} at {address} refuses: {reason}")))
+            Err(io::Error::other(format!(
+                "node {to} at {address} refuses: {reason}"
+            )))
         }
     };
     timeout(HELLO_TIMEOUT, work).await.map_err(|_| {
-        io::Error::new(io::ErrorKind::TimedOut, format!("connect node {to} at {address}: no answer"))
+        io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("connect node {to} at {address}: no answer"),
+        )
     })?
 }
 
@@ -148,17 +159,22 @@ pub(crate) async fn accept(
     let body = timeout(HELLO_TIMEOUT, connection.reader.expect(Kind::Hello))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no hello from a peer"))??;
-    let hello: Hello =
-        serde_json::from_slice(&body).map_err(|_| wire::malformed("hello"))?;
+    let hello: Hello = serde_json::from_slice(&body).map_err(|_| wire::malformed("hello"))?;
     match refusal(&hello, local) {
         None => {
-            connection.writer.send(&wire::encode_raw(Kind::HelloResult, &[])).await?;
+            connection
+                .writer
+                .send(&wire::encode_raw(Kind::HelloResult, &[]))
+                .await?;
             Ok((connection, hello))
         }
         Some(reason) => {
             let answer = wire::encode_raw(Kind::HelloResult, reason.as_bytes());
             connection.writer.send(&answer).await?;
-            Err(io::Error::other(format!("refused node {}: {reason}", hello.from)))
+            Err(io::Error::other(format!(
+                "refused node {}: {reason}",
+                hello.from
+            )))
         }
     }
 }
@@ -166,7 +182,10 @@ pub(crate) async fn accept(
 /// Why a connection that introduced itself with `hello` is not for this node.
 fn refusal(hello: &Hello, local: &Local) -> Option<String> {
     if hello.version != WIRE_VERSION {
-        return Some(format!("peer protocol {} here, {} there", WIRE_VERSION, hello.version));
+        return Some(format!(
+            "peer protocol {} here, {} there",
+            WIRE_VERSION, hello.version
+        ));
     }
     if hello.cluster != local.cluster || hello.group != local.group {
         return Some(format!(
@@ -189,7 +208,11 @@ mod tests {
     use super::*;
 
     fn local() -> Local {
-        Local { cluster: "c".into(), group: "g".into(), id: 1 }
+        Local {
+            cluster: "c".into(),
+            group: "g".into(),
+            id: 1,
+        }
     }
 
     fn hello() -> Hello {
@@ -206,9 +229,36 @@ mod tests {
     #[test]
     fn only_a_peer_of_the_same_group_that_means_this_node_is_let_in() {
         assert_eq!(refusal(&hello(), &local()), None);
-        assert!(refusal(&Hello { version: 99, ..hello() }, &local()).is_some());
-        assert!(refusal(&Hello { cluster: "x".into(), ..hello() }, &local()).is_some());
-        assert!(refusal(&Hello { group: "x".into(), ..hello() }, &local()).is_some());
+        assert!(
+            refusal(
+                &Hello {
+                    version: 99,
+                    ..hello()
+                },
+                &local()
+            )
+            .is_some()
+        );
+        assert!(
+            refusal(
+                &Hello {
+                    cluster: "x".into(),
+                    ..hello()
+                },
+                &local()
+            )
+            .is_some()
+        );
+        assert!(
+            refusal(
+                &Hello {
+                    group: "x".into(),
+                    ..hello()
+                },
+                &local()
+            )
+            .is_some()
+        );
         assert!(refusal(&Hello { to: 3, ..hello() }, &local()).is_some());
         assert!(refusal(&Hello { from: 1, ..hello() }, &local()).is_some());
     }

@@ -139,6 +139,9 @@ mod tests {
         for _ in 0..1000 {
             RaftRuntime::sleep(Duration::from_micros(1)).await;
         }
-        assert!(start.elapsed() < Duration::from_millis(500), "short sleeps must only yield");
+        assert!(
+            start.elapsed() < Duration::from_millis(500),
+            "short sleeps must only yield"
+        );
     }
 }

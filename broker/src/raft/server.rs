@@ -31,15 +31,23 @@ const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
 /// Forwarded requests of one peer that are handled at the same time.
 const FORWARDS_MAX: usize = 4096;
 
+/// How a forwarded request ended.
+#[derive(Debug)]
+pub enum ForwardOutcome {
+    /// Handled; a oneway request has no answer.
+    Handled(Option<Box<RemotingCommand>>),
+    /// This node is not the serving leader; nothing was done.
+    NotLeader,
+}
+
 /// What the leader does with a request that another broker forwards.
 pub trait ForwardHandler: Send + Sync {
-    /// Handles `command` of the client at `peer`. `Ok(None)` = no answer (oneway);
-    /// `Err(command)` = this node is not the serving leader, nothing was done.
+    /// Handles `command` of the client at `peer`.
     fn handle(
         &self,
         command: RemotingCommand,
         peer: SocketAddr,
-    ) -> BoxFuture<'static, Result<Option<RemotingCommand>, RemotingCommand>>;
+    ) -> BoxFuture<'static, ForwardOutcome>;
 }
 
 /// Serves peers until the listener breaks.
@@ -52,7 +60,9 @@ pub(crate) struct RaftServer {
 
 impl std::fmt::Debug for RaftServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RaftServer").field("local", &self.local).finish_non_exhaustive()
+        f.debug_struct("RaftServer")
+            .field("local", &self.local)
+            .finish_non_exhaustive()
     }
 }
 
@@ -121,7 +131,11 @@ impl RaftServer {
                 }
                 Kind::PreVote => {
                     let request = wire::decode_vote(body)?;
-                    let response = self.raft.pre_vote(request).await.map_err(io::Error::other)?;
+                    let response = self
+                        .raft
+                        .pre_vote(request)
+                        .await
+                        .map_err(io::Error::other)?;
                     wire::encode_vote_result(&response)
                 }
                 Kind::Transfer => {
@@ -155,17 +169,28 @@ impl RaftServer {
         let restored = checkpoint::restore(&checkpoint).map_err(io::Error::other)?;
         let meta: SnapshotMeta = super::machine::snapshot_meta(&restored)?;
         // Raft may purge the log before the state machine has installed the snapshot.
-        *self.boundary.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-            Some(restored.position);
-        let snapshot = Snapshot { meta, snapshot: data };
-        let response =
-            self.raft.install_full_snapshot(vote, snapshot).await.map_err(io::Error::other)?;
+        *self
+            .boundary
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(restored.position);
+        let snapshot = Snapshot {
+            meta,
+            snapshot: data,
+        };
+        let response = self
+            .raft
+            .install_full_snapshot(vote, snapshot)
+            .await
+            .map_err(io::Error::other)?;
         Ok(wire::encode_vote_only(Kind::SnapshotResult, &response.vote))
     }
 
     /// Requests are handled concurrently; answers carry the id of their request.
     async fn forward(&self, connection: PeerConnection) -> Result<(), io::Error> {
-        let PeerConnection { mut reader, mut writer } = connection;
+        let PeerConnection {
+            mut reader,
+            mut writer,
+        } = connection;
         let permits = Arc::new(Semaphore::new(FORWARDS_MAX));
         let (answers, mut ready) = mpsc::channel::<Bytes>(FORWARDS_MAX);
         let mut tasks = JoinSet::new();
@@ -206,4 +231,3 @@ async fn next_append(
         None => Ok(None),
     }
 }
-

@@ -20,7 +20,7 @@ use futures::{
 use openraft::{
     BasicNode, OptionalSend,
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
-    network::{RPCOption, RaftNetworkFactory, RaftNetworkV2, Backoff},
+    network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2},
     raft::{
         AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
         TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
@@ -120,18 +120,31 @@ impl PeerClient {
         limit: Duration,
     ) -> Result<Bytes, RPCError<TypeConfig>> {
         let work = async {
-            let kept = self.control.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let kept = self
+                .control
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
             let mut connection = match kept {
                 Some(connection) => connection,
-                None => self.connect(Channel::Control).await.map_err(|e| unreachable(&e))?,
+                None => self
+                    .connect(Channel::Control)
+                    .await
+                    .map_err(|e| unreachable(&e))?,
             };
-            let body = connection.call(frame, answer).await.map_err(|e| broken(&e))?;
+            let body = connection
+                .call(frame, answer)
+                .await
+                .map_err(|e| broken(&e))?;
             *self.control.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
             Ok(body)
         };
         match timeout(limit, work).await {
             Ok(result) => result,
-            Err(_) => Err(unreachable(&io::Error::new(io::ErrorKind::TimedOut, "no answer"))),
+            Err(_) => Err(unreachable(&io::Error::new(
+                io::ErrorKind::TimedOut,
+                "no answer",
+            ))),
         }
     }
 }
@@ -166,10 +179,17 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         async move {
-            let kept = self.stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let kept = self
+                .stream
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
             let connection = match kept {
                 Some(connection) => connection,
-                None => self.connect(self.channel).await.map_err(|error| unreachable(&error))?,
+                None => self
+                    .connect(self.channel)
+                    .await
+                    .map_err(|error| unreachable(&error))?,
             };
             let (sender, receiver) = mpsc::channel(RESPONSES_MAX);
             tokio::spawn(pump(connection, input, sender, Arc::clone(&self.stream)));
@@ -187,7 +207,9 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let frame = wire::encode_vote(Kind::Vote, &request);
-        let body = self.call(&frame, Kind::VoteResult, option.hard_ttl()).await?;
+        let body = self
+            .call(&frame, Kind::VoteResult, option.hard_ttl())
+            .await?;
         wire::decode_vote_result(body).map_err(|error| broken(&error))
     }
 
@@ -197,7 +219,9 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let frame = wire::encode_vote(Kind::PreVote, &request);
-        let body = self.call(&frame, Kind::VoteResult, option.hard_ttl()).await?;
+        let body = self
+            .call(&frame, Kind::VoteResult, option.hard_ttl())
+            .await?;
         wire::decode_vote_result(body).map_err(|error| broken(&error))
     }
 
@@ -257,7 +281,9 @@ impl PeerClient {
                 .map_err(timed_out)??;
         }
         let answer = connection.reader.expect(Kind::SnapshotResult);
-        let body = timeout(SNAPSHOT_STEP_TIMEOUT, answer).await.map_err(timed_out)??;
+        let body = timeout(SNAPSHOT_STEP_TIMEOUT, answer)
+            .await
+            .map_err(timed_out)??;
         Ok(SnapshotResponse::new(wire::decode_vote_only(body)?))
     }
 }
@@ -270,7 +296,10 @@ async fn pump<S>(connection: PeerConnection, input: S, responses: ResponseSender
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
 {
-    let PeerConnection { mut reader, mut writer } = connection;
+    let PeerConnection {
+        mut reader,
+        mut writer,
+    } = connection;
     let result = tokio::select! {
         biased;
         () = responses.closed() => return,

@@ -123,7 +123,11 @@ pub(crate) fn log_id(id: StoreLogId) -> LogId {
 /// Log id of the store from one of openraft. The leader's node id is not part of a committed id
 /// (one leader per term), so the stored field stays zero on every replica.
 pub(crate) fn store_id(id: &LogId) -> StoreLogId {
-    StoreLogId { term: id.committed_leader_id().term, node: 0, index: id.index() }
+    StoreLogId {
+        term: id.committed_leader_id().term,
+        node: 0,
+        index: id.index(),
+    }
 }
 
 /// The entry as the commit log stores it. Membership is JSON: rare, small, and its maps are
@@ -137,7 +141,12 @@ pub(crate) fn to_stored(entry: Entry) -> Result<NewEntry, io::Error> {
             (EntryKind::Membership, 1, encode_membership(&membership)?)
         }
     };
-    Ok(NewEntry { id, kind, count, payload })
+    Ok(NewEntry {
+        id,
+        kind,
+        count,
+        payload,
+    })
 }
 
 /// The entry as Raft sees it, with the address of its payload filled in.
@@ -152,7 +161,10 @@ pub(crate) fn from_stored(entry: StoredEntry) -> Result<Entry, io::Error> {
         }),
         EntryKind::Membership => EntryPayload::Membership(decode_membership(&entry.payload)?),
     };
-    Ok(Entry { log_id: log_id(entry.id), payload })
+    Ok(Entry {
+        log_id: log_id(entry.id),
+        payload,
+    })
 }
 
 /// JSON form of a membership, in the log and in checkpoints.
@@ -168,19 +180,30 @@ struct MembershipJson {
 pub(crate) fn encode_membership(membership: &Membership) -> Result<Bytes, io::Error> {
     let json = MembershipJson {
         configs: membership.get_joint_config().clone(),
-        nodes: membership.nodes().map(|(id, node)| (*id, node.addr.clone())).collect(),
+        nodes: membership
+            .nodes()
+            .map(|(id, node)| (*id, node.addr.clone()))
+            .collect(),
     };
-    serde_json::to_vec(&json).map(Bytes::from).map_err(io::Error::other)
+    serde_json::to_vec(&json)
+        .map(Bytes::from)
+        .map_err(io::Error::other)
 }
 
 /// Membership from its JSON form.
 pub(crate) fn decode_membership(json: &[u8]) -> Result<Membership, io::Error> {
     let invalid = |reason: String| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("decode membership: {reason}"))
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("decode membership: {reason}"),
+        )
     };
     let json: MembershipJson =
         serde_json::from_slice(json).map_err(|error| invalid(error.to_string()))?;
-    let nodes: BTreeMap<u64, BasicNode> =
-        json.nodes.into_iter().map(|(id, address)| (id, BasicNode::new(address))).collect();
+    let nodes: BTreeMap<u64, BasicNode> = json
+        .nodes
+        .into_iter()
+        .map(|(id, address)| (id, BasicNode::new(address)))
+        .collect();
     Membership::new(json.configs, nodes).map_err(|error| invalid(error.to_string()))
 }

@@ -52,8 +52,18 @@ pub(super) fn start(
     let (role, role_watch) = watch::channel(role_of(&first));
     let (status, status_watch) =
         watch::channel(Arc::new(status_of(&first, local, &addresses, None)));
-    runtime.spawn(follow(raft, local.clone(), addresses, role, status, stopping));
-    Watched { role: role_watch, status: status_watch }
+    runtime.spawn(follow(
+        raft,
+        local.clone(),
+        addresses,
+        role,
+        status,
+        stopping,
+    ));
+    Watched {
+        role: role_watch,
+        status: status_watch,
+    }
 }
 
 async fn follow(
@@ -74,11 +84,17 @@ async fn follow(
         if metrics.current_leader.is_some() {
             leader_seen = Instant::now();
         }
-        publish(&metrics, &local, &addresses, leader_seen.elapsed(), &role, &status);
+        publish(
+            &metrics,
+            &local,
+            &addresses,
+            leader_seen.elapsed(),
+            &role,
+            &status,
+        );
         // A new leader is ready as soon as the state machine has applied an entry of its term,
         // which only the full metrics tell; at other times they change with every entry.
-        let becoming_leader =
-            metrics.current_leader == Some(metrics.id) && !role.borrow().serving;
+        let becoming_leader = metrics.current_leader == Some(metrics.id) && !role.borrow().serving;
         drop(metrics);
         let ended = tokio::select! {
             biased;
@@ -137,12 +153,17 @@ fn publish(
 
 fn role_of(metrics: &RaftMetrics<TypeConfig>) -> Role {
     let leads = metrics.state == ServerState::Leader;
-    let applied_term =
-        metrics.last_applied.map(|id| id.committed_leader_id().term).unwrap_or_default();
-    let leader = metrics.current_leader.filter(|id| *id != metrics.id).and_then(|id| {
-        let node = metrics.membership_config.get_node(&id)?;
-        Some((id, node.addr.clone()))
-    });
+    let applied_term = metrics
+        .last_applied
+        .map(|id| id.committed_leader_id().term)
+        .unwrap_or_default();
+    let leader = metrics
+        .current_leader
+        .filter(|id| *id != metrics.id)
+        .and_then(|id| {
+            let node = metrics.membership_config.get_node(&id)?;
+            Some((id, node.addr.clone()))
+        });
     Role {
         term: metrics.current_term,
         serving: leads && applied_term == metrics.current_term,
@@ -176,11 +197,18 @@ fn status_of(
             .membership_config
             .nodes()
             .filter(|(id, _)| voters.contains(id) == voting)
-            .map(|(id, node)| Member { id: *id, address: node.addr.clone() })
+            .map(|(id, node)| Member {
+                id: *id,
+                address: node.addr.clone(),
+            })
             .collect()
     };
     let last = metrics.last_log_index;
-    let peers = metrics.replication.iter().flatten().filter(|(id, _)| **id != metrics.id);
+    let peers = metrics
+        .replication
+        .iter()
+        .flatten()
+        .filter(|(id, _)| **id != metrics.id);
     let peers = peers
         .map(|(id, matched)| {
             let matched_index = matched.map(|id| id.index());

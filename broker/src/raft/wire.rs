@@ -116,7 +116,10 @@ pub(crate) struct Hello {
 
 /// A frame body that is not what its kind says.
 pub(crate) fn malformed(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("decode {what} frame from a peer"))
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        format!("decode {what} frame from a peer"),
+    )
 }
 
 /// Appends a frame with the body that `body` writes.
@@ -136,7 +139,9 @@ pub(crate) fn put_frame(out: &mut BytesMut, kind: Kind, body: impl FnOnce(&mut B
 /// # Errors
 /// When the length or the kind is not one a broker sends: the connection must be closed.
 pub(crate) fn take_frame(buffer: &mut BytesMut) -> Result<Option<(Kind, Bytes)>, io::Error> {
-    let Some(prefix) = buffer.first_chunk::<4>() else { return Ok(None) };
+    let Some(prefix) = buffer.first_chunk::<4>() else {
+        return Ok(None);
+    };
     let length = u32::from_be_bytes(*prefix) as usize;
     if length == 0 || length > PEER_FRAME_BYTES_MAX {
         return Err(malformed("oversized or empty"));
@@ -161,7 +166,10 @@ fn get_vote(body: &mut Bytes) -> Option<Vote> {
     let term = body.try_get_u64_le().ok()?;
     let voted_for = body.try_get_u64_le().ok()?;
     let committed = body.try_get_u8().ok()? != 0;
-    Some(Vote { leader_id: leader_id_std::LeaderId { term, voted_for }, committed })
+    Some(Vote {
+        leader_id: leader_id_std::LeaderId { term, voted_for },
+        committed,
+    })
 }
 
 fn put_log_id(out: &mut BytesMut, id: Option<&LogId>) {
@@ -210,11 +218,18 @@ fn get_entry(body: &mut Bytes) -> Option<Entry> {
     let payload = body.split_to(length);
     let payload = match kind {
         BLANK => EntryPayload::Blank,
-        NORMAL => EntryPayload::Normal(Batch { payload, count, physical_offset: 0 }),
+        NORMAL => EntryPayload::Normal(Batch {
+            payload,
+            count,
+            physical_offset: 0,
+        }),
         MEMBERSHIP => EntryPayload::Membership(decode_membership(&payload).ok()?),
         _ => return None,
     };
-    Some(Entry { log_id: LogId::new_term_index(term, index), payload })
+    Some(Entry {
+        log_id: LogId::new_term_index(term, index),
+        payload,
+    })
 }
 
 /// Frame of an append request or heartbeat.
@@ -236,7 +251,10 @@ pub(crate) fn encode_append(
         put_log_id(out, request.prev_log_id.as_ref());
         put_log_id(out, request.leader_commit.as_ref());
         out.put_u32_le(u32::try_from(request.entries.len()).unwrap_or(u32::MAX));
-        result = request.entries.iter().try_for_each(|entry| put_entry(out, entry));
+        result = request
+            .entries
+            .iter()
+            .try_for_each(|entry| put_entry(out, entry));
     });
     result.map(|()| out.freeze())
 }
@@ -255,7 +273,12 @@ pub(crate) fn decode_append(
         for _ in 0..count {
             entries.push(get_entry(body)?);
         }
-        Some(AppendEntriesRequest { vote, prev_log_id, entries, leader_commit })
+        Some(AppendEntriesRequest {
+            vote,
+            prev_log_id,
+            entries,
+            leader_commit,
+        })
     };
     decode().ok_or_else(|| malformed("append"))
 }
@@ -335,7 +358,11 @@ pub(crate) fn decode_vote_result(mut body: Bytes) -> Result<VoteResponse<TypeCon
     let mut decode = || {
         let vote = get_vote(body)?;
         let last_log_id = get_log_id(body)?;
-        Some(VoteResponse::new(vote, last_log_id, body.try_get_u8().ok()? != 0))
+        Some(VoteResponse::new(
+            vote,
+            last_log_id,
+            body.try_get_u8().ok()? != 0,
+        ))
     };
     decode().ok_or_else(|| malformed("vote result"))
 }
@@ -405,7 +432,13 @@ mod tests {
     use super::*;
 
     fn vote() -> Vote {
-        Vote { leader_id: leader_id_std::LeaderId { term: 9, voted_for: 2 }, committed: true }
+        Vote {
+            leader_id: leader_id_std::LeaderId {
+                term: 9,
+                voted_for: 2,
+            },
+            committed: true,
+        }
     }
 
     fn body_of(frame: &Bytes, kind: Kind) -> Bytes {
@@ -418,13 +451,20 @@ mod tests {
 
     #[test]
     fn an_append_request_survives_the_wire() {
-        let batch = Batch { payload: Bytes::from_static(b"abc"), count: 2, physical_offset: 0 };
+        let batch = Batch {
+            payload: Bytes::from_static(b"abc"),
+            count: 2,
+            physical_offset: 0,
+        };
         let request = AppendEntriesRequest::<TypeConfig> {
             vote: vote(),
             prev_log_id: Some(LogId::new_term_index(8, 41)),
             leader_commit: None,
             entries: vec![
-                Entry { log_id: LogId::new_term_index(9, 42), payload: EntryPayload::Blank },
+                Entry {
+                    log_id: LogId::new_term_index(9, 42),
+                    payload: EntryPayload::Blank,
+                },
                 Entry {
                     log_id: LogId::new_term_index(9, 43),
                     payload: EntryPayload::Normal(batch),

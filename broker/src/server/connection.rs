@@ -65,8 +65,12 @@ pub struct InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.connection.in_flight_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.connection.in_flight_requests.fetch_sub(1, Ordering::Relaxed);
+        self.connection
+            .in_flight_bytes
+            .fetch_sub(self.bytes, Ordering::Relaxed);
+        self.connection
+            .in_flight_requests
+            .fetch_sub(1, Ordering::Relaxed);
         self.connection.wake_reader.notify_one();
     }
 }
@@ -102,14 +106,24 @@ impl Connection {
     }
 
     /// Sends a request to the client and waits for its answer, at most `limit`.
-    pub async fn call(&self, mut command: RemotingCommand, limit: Duration) -> Option<RemotingCommand> {
+    pub async fn call(
+        &self,
+        mut command: RemotingCommand,
+        limit: Duration,
+    ) -> Option<RemotingCommand> {
         let opaque = self.next_opaque.fetch_add(1, Ordering::Relaxed);
         command.opaque = opaque;
         let (sender, receiver) = oneshot::channel();
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).insert(opaque, sender);
+        self.calls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(opaque, sender);
         self.send(&command);
         let answer = timeout(limit, receiver).await;
-        self.calls.lock().unwrap_or_else(PoisonError::into_inner).remove(&opaque);
+        self.calls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&opaque);
         answer.ok()?.ok()
     }
 
@@ -130,13 +144,21 @@ impl Connection {
     pub(crate) fn begin(self: &Arc<Self>, bytes: usize) -> InFlight {
         self.in_flight_bytes.fetch_add(bytes, Ordering::Relaxed);
         self.in_flight_requests.fetch_add(1, Ordering::Relaxed);
-        InFlight { connection: Arc::clone(self), bytes }
+        InFlight {
+            connection: Arc::clone(self),
+            bytes,
+        }
     }
 
     fn must_wait(&self) -> bool {
         self.in_flight_bytes.load(Ordering::Relaxed) > IN_FLIGHT_BYTES_MAX
             || self.in_flight_requests.load(Ordering::Relaxed) > IN_FLIGHT_REQUESTS_MAX
-            || self.out.lock().unwrap_or_else(PoisonError::into_inner).len() > OUT_BYTES_SOFT
+            || self
+                .out
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .len()
+                > OUT_BYTES_SOFT
     }
 
     fn complete(&self, response: RemotingCommand) {
@@ -215,7 +237,10 @@ async fn write(
             return Ok(());
         }
         {
-            let mut out = connection.out.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut out = connection
+                .out
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             std::mem::swap(&mut *out, &mut batch);
         }
         if batch.is_empty() {

@@ -24,7 +24,7 @@ use super::{Connection, InFlight};
 use crate::{
     broker::Broker,
     handler::{self, Refusal, Request, send},
-    raft::{ForwardError, ForwardHandler},
+    raft::{ForwardError, ForwardHandler, ForwardOutcome},
 };
 
 /// How long a request waits for a leader. RocketMQ clients give up a send after 3 s.
@@ -61,8 +61,11 @@ fn spawn(
 ) {
     let (broker, connection) = (Arc::clone(broker), Arc::clone(connection));
     tokio::spawn(async move {
-        let request =
-            Request { peer: connection.peer, connection: Some(Arc::clone(&connection)), command };
+        let request = Request {
+            peer: connection.peer,
+            connection: Some(Arc::clone(&connection)),
+            command,
+        };
         if let Some(response) = handle(&broker, &request).await {
             respond(&broker, &connection, &request.command, &response);
         }
@@ -104,14 +107,21 @@ fn start_send(
             return;
         }
     };
-    let send::Prepared { command: proposal, answer } = prepared;
+    let send::Prepared {
+        command: proposal,
+        answer,
+    } = prepared;
     let (broker_done, connection) = (Arc::clone(broker), Arc::clone(connection));
     let runtime = tokio::runtime::Handle::current();
     broker.proposer().submit(proposal, move |outcome| {
         let broker = broker_done;
         match send::answer(&broker, &command, &answer, outcome) {
             Ok(response) => {
-                broker.metrics.requests.send_seconds.observe(started.elapsed().as_secs_f64());
+                broker
+                    .metrics
+                    .requests
+                    .send_seconds
+                    .observe(started.elapsed().as_secs_f64());
                 respond(&broker, &connection, &command, &response);
             }
             Err(send::Moved) => {
@@ -170,7 +180,12 @@ fn is_repeatable(code: RequestCode) -> bool {
 }
 
 fn no_leader(broker: &Broker, command: &RemotingCommand) -> RemotingCommand {
-    broker.metrics.requests.holds_total.with_label_values(&["expired"]).inc();
+    broker
+        .metrics
+        .requests
+        .holds_total
+        .with_label_values(&["expired"])
+        .inc();
     let remark = "no leader was elected in time; the broker group has no quorum or is electing";
     Refusal::new(ResponseCode::SERVICE_NOT_AVAILABLE, remark).response(command)
 }
@@ -222,7 +237,9 @@ enum Forwarded {
 }
 
 async fn forward(broker: &Broker, request: &Request) -> Forwarded {
-    let Some(consensus) = broker.consensus() else { return Forwarded::NoLeader };
+    let Some(consensus) = broker.consensus() else {
+        return Forwarded::NoLeader;
+    };
     let result = consensus.forward(request.peer, &request.command).await;
     let forwards = &broker.metrics.requests.forwards_total;
     match result {
@@ -243,7 +260,9 @@ async fn forward(broker: &Broker, request: &Request) -> Forwarded {
 
 /// Waits until it is worth trying again; false when the time is up.
 async fn wait_for_leader(broker: &Broker, deadline: Instant) -> bool {
-    let Some(consensus) = broker.consensus() else { return false };
+    let Some(consensus) = broker.consensus() else {
+        return false;
+    };
     let mut role = consensus.role();
     let known = role.borrow_and_update().clone();
     let pause = async {
@@ -255,7 +274,9 @@ async fn wait_for_leader(broker: &Broker, deadline: Instant) -> bool {
             }
         } else {
             // An error means that the process is stopping.
-            let _ = role.wait_for(|role| role.serving || role.leader.is_some()).await;
+            let _ = role
+                .wait_for(|role| role.serving || role.leader.is_some())
+                .await;
         }
     };
     timeout_at(deadline, pause).await.is_ok() && Instant::now() < deadline
@@ -298,24 +319,30 @@ impl ForwardHandler for ForwardedRequests {
         &self,
         command: RemotingCommand,
         peer: SocketAddr,
-    ) -> BoxFuture<'static, Result<Option<RemotingCommand>, RemotingCommand>> {
-        let Some(broker) = self.0.upgrade() else { return Box::pin(async { Err(command) }) };
+    ) -> BoxFuture<'static, ForwardOutcome> {
+        let Some(broker) = self.0.upgrade() else {
+            return Box::pin(async { ForwardOutcome::NotLeader });
+        };
         // On the broker's runtime: Raft's own thread must not do the work of handlers.
         let task = self.1.spawn(async move {
             if !broker.is_serving() {
-                return Err(command);
+                return ForwardOutcome::NotLeader;
             }
-            let request = Request { command, peer, connection: None };
+            let request = Request {
+                command,
+                peer,
+                connection: None,
+            };
             match serve(&broker, &request).await {
-                Some(_) if request.command.is_oneway() => Ok(None),
-                Some(response) => Ok(Some(response)),
-                None => Err(request.command),
+                Some(_) if request.command.is_oneway() => ForwardOutcome::Handled(None),
+                Some(response) => ForwardOutcome::Handled(Some(Box::new(response))),
+                None => ForwardOutcome::NotLeader,
             }
         });
         Box::pin(async move {
             task.await.unwrap_or_else(|error| {
                 tracing::error!(%error, "forwarded request");
-                Ok(None)
+                ForwardOutcome::Handled(None)
             })
         })
     }
