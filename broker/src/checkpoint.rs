@@ -42,7 +42,7 @@ mod section {
     pub(super) const ROLL: u32 = 6;
 }
 
-/// Jobs that may wait for the writer. A full queue drops the job: the next one covers it.
+/// Jobs that may wait for the writer. Beyond it no checkpoint is taken: the next one covers it.
 const JOBS_MAX: usize = 4;
 /// Local checkpoints kept, so that a damaged newest one does not cost a full scan.
 const LOCAL_KEPT: usize = 2;
@@ -72,6 +72,8 @@ pub struct Restored {
     pub membership: MembershipRecord,
     /// Index manifest, if it is a local checkpoint.
     pub index_manifest: Option<Bytes>,
+    /// Newest store timestamp up to there. Unit: ms since 1970; 0 = no message yet.
+    pub last_store_timestamp_ms: u64,
 }
 
 /// One checkpoint to write.
@@ -143,12 +145,15 @@ pub fn restore(checkpoint: &Checkpoint) -> Result<Restored, StoreError> {
     let membership = decode_membership_section(section(section::MEMBERSHIP, "membership")?)
         .ok_or_else(|| damaged("membership"))?;
     let index_manifest = checkpoint.sections.get(&section::INDEX).cloned();
+    let timestamp = section(section::TIMESTAMP, "timestamp")?.first_chunk::<8>();
+    let timestamp = timestamp.ok_or_else(|| damaged("timestamp"))?;
     Ok(Restored {
         id: position.id,
         state,
         position,
         membership,
         index_manifest,
+        last_store_timestamp_ms: u64::from_le_bytes(*timestamp),
     })
 }
 

@@ -54,6 +54,7 @@ impl Machine {
         index: Arc<QueueIndex>,
         log: Arc<CommitLog>,
         long_poll: Arc<LongPoll>,
+        last_store_timestamp_ms: u64,
     ) -> Self {
         Self {
             state: RwLock::new(state),
@@ -61,7 +62,7 @@ impl Machine {
             log,
             long_poll,
             metadata_version: watch::Sender::new(0),
-            last_store_timestamp_ms: AtomicU64::new(0),
+            last_store_timestamp_ms: AtomicU64::new(last_store_timestamp_ms),
         }
     }
 
@@ -132,7 +133,7 @@ impl Machine {
         }
         if let Some(last) = output.appended.last() {
             self.last_store_timestamp_ms
-                .store(last.store_timestamp_ms, Ordering::Relaxed);
+                .fetch_max(last.store_timestamp_ms, Ordering::Relaxed);
             let units: Vec<_> = output
                 .appended
                 .iter()
@@ -165,7 +166,9 @@ impl Machine {
 
     /// Replaces everything with the state of a snapshot. The consume queue starts empty: each
     /// queue begins at its next offset, since older messages are not on this node.
-    pub(crate) fn restore(&self, restored: State) {
+    pub(crate) fn restore(&self, restored: State, last_store_timestamp_ms: u64) {
+        self.last_store_timestamp_ms
+            .store(last_store_timestamp_ms, Ordering::Relaxed);
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         self.index.clear();
         for topic in restored.topics() {

@@ -30,6 +30,8 @@ type QueueKey = (String, String, u32);
 pub struct OffsetCommits {
     waiting: Mutex<BTreeMap<QueueKey, (u64, CommitMode)>>,
     arrived: Notify,
+    /// Held while commits are on their way, so that they are applied in order.
+    flushing: tokio::sync::Mutex<()>,
 }
 
 impl OffsetCommits {
@@ -77,8 +79,22 @@ impl OffsetCommits {
         }
     }
 
-    /// Commits what waits now.
+    /// Makes sure that what came in before is applied: a consumer that takes over a queue asks
+    /// for the offset right after the one before it has committed.
+    pub(crate) async fn settle(&self, broker: &Broker) {
+        let idle = self
+            .waiting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty();
+        if !idle || self.flushing.try_lock().is_err() {
+            self.flush(broker).await;
+        }
+    }
+
+    /// Commits what waits now, after what is on its way.
     pub(crate) async fn flush(&self, broker: &Broker) {
+        let _order = self.flushing.lock().await;
         let commits: Vec<OffsetCommit> = self
             .take()
             .into_iter()

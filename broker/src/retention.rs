@@ -38,9 +38,13 @@ fn decide(situation: Situation, rolls: &[RollPoint], purged: Option<u64>) -> Opt
         .filter(|roll| purged.is_none_or(|purged| roll.id.index > purged))
         .collect();
     let expired = |roll: &&&RollPoint| {
-        roll.last_store_timestamp_ms
-            .saturating_add(situation.reserved_ms)
-            <= situation.now_ms
+        // Without a message there is nothing to expire, and nothing gained.
+        let has_messages = roll.last_store_timestamp_ms > 0;
+        has_messages
+            && roll
+                .last_store_timestamp_ms
+                .saturating_add(situation.reserved_ms)
+                <= situation.now_ms
     };
     let due = situation.delete_hour || situation.disk_used >= situation.max_used;
     let newest_expired = candidates.iter().rev().find(expired).filter(|_| due);
@@ -153,6 +157,11 @@ mod tests {
         assert_eq!(decide(situation(false, 75), &rolls, None), Some(rolls[1]));
         assert_eq!(decide(situation(false, 74), &rolls, None), None);
         assert_eq!(decide(situation(true, 10), &rolls, Some(20)), None);
+    }
+
+    #[test]
+    fn a_point_whose_newest_message_is_unknown_is_never_expired() {
+        assert_eq!(decide(situation(true, 80), &[roll(10, 0)], None), None);
     }
 
     #[test]

@@ -51,6 +51,10 @@ const DISK_WATCH_INTERVAL: Duration = Duration::from_millis(100);
 /// A leader whose oldest unflushed write is older hands over: its disk is stalled.
 const DISK_STALL_MAX: Duration = Duration::from_millis(500);
 
+/// `httpPort` when the file does not set it, and how many ports from there on are tried.
+const HTTP_PORT_DEFAULT: u16 = 5557;
+const HTTP_PORT_TRIES: u16 = 16;
+
 /// Why a server process ended.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -106,6 +110,7 @@ struct Opened {
     applied: Option<LogId>,
     membership: MembershipRecord,
     checkpoint_physical: u64,
+    last_store_timestamp_ms: u64,
     flusher: Flusher,
     preallocator: Preallocator,
 }
@@ -139,6 +144,7 @@ pub async fn run_broker(
         opened.index,
         Arc::clone(&opened.log),
         Arc::clone(&long_poll),
+        opened.last_store_timestamp_ms,
     ));
     let broker = Broker::new(BrokerParts {
         config: config.clone(),
@@ -182,8 +188,7 @@ async fn serve_until(
     let (close_ports, ports_closing) = watch::channel(false);
     let mut servers: JoinSet<Result<(), RunError>> = JoinSet::new();
     if config.http_port != 0 {
-        let address = SocketAddr::new(config.http_bind_address, config.http_port);
-        let listener = bind(&net, address, "httpPort").await?;
+        let listener = bind_http(config, &net).await?;
         let admin: Arc<dyn AdminOps> = Arc::new(Admin(Arc::clone(&broker)));
         let metrics = Arc::clone(&broker.metrics);
         let closing = ports_closing.clone();
@@ -271,6 +276,40 @@ async fn bind(
         purpose,
         source,
     })
+}
+
+/// Binds the HTTP port. Classic properties files know no `httpPort`, and three of them on one
+/// machine must work: when the default port is taken, the next ones are tried.
+async fn bind_http(
+    config: &BrokerConfig,
+    net: &Arc<dyn Net>,
+) -> Result<Box<dyn Listener>, RunError> {
+    let tries = if config.http_port == HTTP_PORT_DEFAULT {
+        HTTP_PORT_TRIES
+    } else {
+        1
+    };
+    let mut address = SocketAddr::new(config.http_bind_address, config.http_port);
+    for _ in 1..tries {
+        match net.bind(address).await {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                tracing::info!(%address, "the default HTTP port is taken; try the next one");
+                address.set_port(address.port() + 1);
+            }
+            Ok(listener) => {
+                tracing::info!(%address, "HTTP port");
+                return Ok(listener);
+            }
+            Err(source) => {
+                return Err(RunError::Bind {
+                    address,
+                    purpose: "httpPort",
+                    source,
+                });
+            }
+        }
+    }
+    bind(net, address, "httpPort").await
 }
 
 /// Where this node's Raft port listens: the port of its own entry in `dLegerPeers`.
@@ -371,6 +410,9 @@ fn open_folders(
     tracing::info!(?report, "opened the log");
     let (index, restored) = open_index(&disk, root, &log, restored)?;
     index.set_min_physical(log.min_physical());
+    let last_store_timestamp_ms = restored
+        .as_ref()
+        .map_or(0, |restored| restored.last_store_timestamp_ms);
     let (state, applied, membership, checkpoint_physical) = match restored {
         Some(restored) => {
             let physical = restored.position.end_physical;
@@ -396,6 +438,7 @@ fn open_folders(
         applied,
         membership,
         checkpoint_physical,
+        last_store_timestamp_ms,
         flusher,
         preallocator,
     })

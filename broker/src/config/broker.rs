@@ -99,7 +99,8 @@ pub struct BrokerConfig {
     pub trace_topic_enable: bool,
     /// `msgTraceTopicName`.
     pub trace_topic_name: String,
-    /// `slaveReadEnable`: followers answer pulls from their own log instead of forwarding them.
+    /// `slaveReadEnable`. Followers always answer pulls, from committed messages; the key only
+    /// decides whether consumers are advised to ask one.
     pub slave_read_enable: bool,
     /// `registerNameServerPeriod`. Unit: ms.
     pub register_name_server_period_ms: u64,

@@ -406,7 +406,7 @@ const BROKER_NO_EFFECT: &[NoEffect] = &[
         maxStatsIdleTimeInMinutes commercialBaseCount commercialSizePerMsg estimateAccumulation
         expectConsumerNumUseFilter transactionMetricFlushInterval enableScheduleMessageStats
         printChannelGroups printChannelGroupsMinNum" },
-    NoEffect { why: "delays of any length are kept in the log and ordered in memory",
+    NoEffect { why: "timer messages are not available in this version",
         names: "timerWheelEnable timerPrecisionMs timerRollWindowSlot timerFlushIntervalMs
         timerGetMessageThreadNum timerPutMessageThreadNum timerEnableDisruptor
         timerEnableCheckMetrics timerInterceptDelayLevel timerMetricSmallThreshold
@@ -428,7 +428,7 @@ const BROKER_NO_EFFECT: &[NoEffect] = &[
         aclCacheRefreshSecond statefulAuthenticationCacheMaxNum
         statefulAuthenticationCacheExpiredSecond statefulAuthorizationCacheMaxNum
         statefulAuthorizationCacheExpiredSecond configName clusterName" },
-    NoEffect { why: "pop receipts are in the log and follow one fixed set of rules",
+    NoEffect { why: "pop consumption is not available in this version",
         names: "popPollingSize popPollingMapSize maxPopPollingSize popPollingMapExpireTimeSeconds
         reviveQueueNum reviveInterval reviveMaxSlow reviveScanTime reviveAckWaitMs enablePopLog
         enablePopBufferMerge popCkStayBufferTime popCkStayBufferTimeOut popCkMaxBufferSize

@@ -27,7 +27,8 @@ fn queue_of(broker: &Broker, fields: &ExtFields) -> Result<Option<u32>, Refusal>
 }
 
 /// Where a group goes on in a queue.
-pub(super) fn query(broker: &Broker, request: &Request) -> Handled {
+pub(super) async fn query(broker: &Broker, request: &Request) -> Handled {
+    broker.offset_commits.settle(broker).await;
     let fields = &request.command.ext_fields;
     let group = fields.required_str("consumerGroup")?;
     let topic = fields.required_str("topic")?;

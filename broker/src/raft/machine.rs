@@ -277,7 +277,8 @@ impl RaftStateMachine<TypeConfig> for RaftMachine {
             .boundary
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(restored.position);
-        self.machine.restore(restored.state);
+        self.machine
+            .restore(restored.state, restored.last_store_timestamp_ms);
         let manifest = self.machine.index().manifest();
         self.checkpoints
             .install(checkpoint, manifest)

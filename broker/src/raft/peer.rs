@@ -15,6 +15,8 @@ use crate::net::{Net, Stream};
 const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 /// Room made in the read buffer before each read.
 const READ_BYTES: usize = 64 << 10;
+/// Room below which more is made.
+const READ_BYTES_MIN: usize = 4 << 10;
 
 /// Who this node is, as told in every hello.
 #[derive(Clone, Debug)]
@@ -63,7 +65,11 @@ impl PeerReader {
             if let Some(frame) = wire::take_frame(&mut self.buffer)? {
                 return Ok(Some(frame));
             }
-            self.buffer.reserve(READ_BYTES);
+            // A new block only when this one is nearly used up: payloads in the log's tail keep
+            // their block alive.
+            if self.buffer.capacity() - self.buffer.len() < READ_BYTES_MIN {
+                self.buffer.reserve(READ_BYTES);
+            }
             if self.half.read_buf(&mut self.buffer).await? == 0 {
                 return if self.buffer.is_empty() {
                     Ok(None)
