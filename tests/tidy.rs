@@ -30,6 +30,7 @@ const TOP_LEVEL: [&str; 20] = [
     "tests",
     "target",
     ".cargo",
+    ".ci",
     ".clippy.toml",
     ".config",
     ".deny.toml",

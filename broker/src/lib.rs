@@ -26,4 +26,5 @@ mod session;
 mod stats;
 pub mod status;
 
+pub(crate) use raft::RAFT_LOG_FILTER;
 pub use run::{RunError, run_broker, run_namesrv};

@@ -1,56 +1,39 @@
 //! The composition root: opens the store, starts Raft, opens the ports, and stops in reverse.
 
-use std::{
-    io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+mod admin;
+mod store;
+mod tasks;
 
-use raftmq_state::State;
-use raftmq_store::{
-    CommitLog, Disk, FORMAT_VERSION, FlushOutcome, FlushPolicy, Flusher, Identity, LogConfig,
-    LogId, PreallocOutcome, Preallocator, RealDisk, StoreError, index::QueueIndex,
-};
-use tokio::{
-    sync::watch,
-    task::JoinSet,
-    time::{sleep, timeout},
-};
+use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use raftmq_store::{Disk, RealDisk, StoreError};
+use tokio::{sync::watch, task::JoinSet, time::timeout};
+
+use self::{
+    admin::Admin,
+    store::{open_store, start_disk_threads},
+    tasks::{background_tasks, registration},
+};
 use crate::{
     broker::{Broker, BrokerParts},
-    checkpoint::{Checkpoints, MembershipRecord, Restored},
     clock::{Clock, SystemClock},
-    config::{BrokerConfig, FlushDiskType, NamesrvConfig},
-    handler,
-    http::{self, AdminError, AdminOps},
+    config::{BrokerConfig, NamesrvConfig},
+    http::{self, AdminOps},
     long_poll::LongPoll,
     machine::Machine,
     metrics::Metrics,
-    namesrv::{self, NamesrvError, Registrar, RegistrarInput},
+    namesrv::{self, NamesrvError, Registrar},
     net::{Listener, Net, TcpNet},
-    offset_commits::OffsetCommits,
     proposer::Proposer,
-    raft::{ChangeError, Consensus, ConsensusParts},
-    retention, schedule,
+    raft::{Consensus, ConsensusParts},
     server::{self, ForwardedRequests},
-    stats::Stats,
-    status::{NodeAddresses, RaftStatus},
+    status::NodeAddresses,
 };
 
 /// How long a stopping leader tries to hand over before it stops anyway.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long name servers get to take the broker out.
 const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Pause between looks for silent clients.
-const SESSION_SCAN_INTERVAL: Duration = Duration::from_secs(10);
-/// Pause between looks at the age of the oldest unflushed write.
-const DISK_WATCH_INTERVAL: Duration = Duration::from_millis(100);
-/// A leader whose oldest unflushed write is older hands over: its disk is stalled.
-const DISK_STALL_MAX: Duration = Duration::from_millis(500);
-
 /// `httpPort` when the file does not set it, and how many ports from there on are tried.
 const HTTP_PORT_DEFAULT: u16 = 5557;
 const HTTP_PORT_TRIES: u16 = 16;
@@ -99,20 +82,6 @@ pub async fn run_namesrv(
     shutdown: watch::Receiver<bool>,
 ) -> Result<(), RunError> {
     Ok(namesrv::serve(config, Arc::new(TcpNet), Arc::new(SystemClock), shutdown).await?)
-}
-
-/// The opened data folder.
-struct Opened {
-    log: Arc<CommitLog>,
-    index: Arc<QueueIndex>,
-    checkpoints: Arc<Checkpoints>,
-    state: State,
-    applied: Option<LogId>,
-    membership: MembershipRecord,
-    checkpoint_physical: u64,
-    last_store_timestamp_ms: u64,
-    flusher: Flusher,
-    preallocator: Preallocator,
 }
 
 /// Runs a broker until `shutdown` turns true.
@@ -367,320 +336,4 @@ fn embedded_namesrv(config: &BrokerConfig, port: u16) -> NamesrvConfig {
     namesrv.bind_address = config.bind_address;
     namesrv.kv_config_path = config.store_root.join("namesrv").join("kvConfig.json");
     namesrv
-}
-
-fn open_store(config: &BrokerConfig, disk: Arc<dyn Disk>) -> Result<Opened, RunError> {
-    let root = config.store_root.clone();
-    open_folders(config, disk, &root).map_err(|source| RunError::Store { path: root, source })
-}
-
-fn open_folders(
-    config: &BrokerConfig,
-    disk: Arc<dyn Disk>,
-    root: &Path,
-) -> Result<Opened, StoreError> {
-    let expected = Identity {
-        cluster: config.cluster_name.clone(),
-        group: config.raft.group.clone(),
-        node_id: config.raft.self_id,
-        incarnation: String::new(),
-        format_version: FORMAT_VERSION,
-    };
-    Identity::open_or_create(&*disk, root, &expected)?;
-    let checkpoints = Arc::new(Checkpoints::open(
-        Arc::clone(&disk),
-        &root.join("checkpoint"),
-    )?);
-    let restored = checkpoints.newest()?;
-    let log_config = LogConfig {
-        segment_bytes: config.segment_bytes,
-        tail_bytes: config.tail_bytes,
-        preallocate_bytes: config.preallocate_bytes,
-        flush: match config.flush {
-            FlushDiskType::SyncFlush => FlushPolicy::Sync,
-            FlushDiskType::AsyncFlush => FlushPolicy::Async {
-                interval: Duration::from_millis(config.flush_interval_commit_log_ms),
-            },
-        },
-        ..LogConfig::new(&config.store_commitlog)
-    };
-    let position = restored.as_ref().map(|restored| &restored.position);
-    let (log, flusher, preallocator, report) =
-        CommitLog::open(Arc::clone(&disk), log_config, position)?;
-    tracing::info!(?report, "opened the log");
-    let (index, restored) = open_index(&disk, root, &log, restored)?;
-    index.set_min_physical(log.min_physical());
-    let last_store_timestamp_ms = restored
-        .as_ref()
-        .map_or(0, |restored| restored.last_store_timestamp_ms);
-    let (state, applied, membership, checkpoint_physical) = match restored {
-        Some(restored) => {
-            let physical = restored.position.end_physical;
-            (
-                restored.state,
-                Some(restored.id),
-                restored.membership,
-                physical,
-            )
-        }
-        None => (
-            State::new(),
-            None,
-            MembershipRecord::default(),
-            log.min_physical(),
-        ),
-    };
-    Ok(Opened {
-        log,
-        index: Arc::new(index),
-        checkpoints,
-        state,
-        applied,
-        membership,
-        checkpoint_physical,
-        last_store_timestamp_ms,
-        flusher,
-        preallocator,
-    })
-}
-
-/// Opens the consume queue that belongs to the restored checkpoint. When it is damaged and the
-/// log is still whole from its beginning, everything is rebuilt from the log instead.
-fn open_index(
-    disk: &Arc<dyn Disk>,
-    root: &Path,
-    log: &CommitLog,
-    restored: Option<Restored>,
-) -> Result<(QueueIndex, Option<Restored>), StoreError> {
-    let dir = root.join("consumequeue");
-    let Some(restored) = restored else {
-        return Ok((QueueIndex::open(Arc::clone(disk), &dir, None)?, None));
-    };
-    if log
-        .last_id()
-        .is_none_or(|last| last.index < restored.id.index)
-    {
-        // The process ended between installing a snapshot and moving the log there.
-        let position = &restored.position;
-        log.reset(position.id, position.end_physical, position.crc)?;
-    }
-    match QueueIndex::open(Arc::clone(disk), &dir, restored.index_manifest.as_deref()) {
-        Ok(index) => Ok((index, Some(restored))),
-        Err(error) if log.purged_id().is_none() => {
-            tracing::warn!(%error, "the consume queue is damaged; rebuild it from the log");
-            Ok((QueueIndex::open(Arc::clone(disk), &dir, None)?, None))
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// The flush thread and the preallocation thread. Either one's failure ends the process: a node
-/// that cannot write must not answer as if it could.
-fn start_disk_threads(
-    mut flusher: Flusher,
-    mut preallocator: Preallocator,
-    metrics: &Arc<Metrics>,
-) -> Result<(), RunError> {
-    let metrics = Arc::clone(metrics);
-    std::thread::Builder::new()
-        .name("flush".into())
-        .spawn(move || {
-            loop {
-                match flusher.run_once() {
-                    FlushOutcome::Flushed { bytes, took, .. } => metrics.flushed(bytes, took),
-                    FlushOutcome::Idle => {}
-                    FlushOutcome::Stopped => return,
-                    FlushOutcome::Failed(reason) => {
-                        tracing::error!(reason, "the log cannot be written; the process ends");
-                        std::process::abort();
-                    }
-                }
-            }
-        })?;
-    std::thread::Builder::new()
-        .name("preallocate".into())
-        .spawn(move || {
-            loop {
-                match preallocator.run_once() {
-                    PreallocOutcome::Stopped => return,
-                    PreallocOutcome::Failed(error) => {
-                        // Appends then grow the file themselves, slower but safe.
-                        tracing::warn!(%error, "fill the log ahead");
-                        std::thread::sleep(Duration::from_secs(1));
-                    }
-                    _ => {}
-                }
-            }
-        })?;
-    Ok(())
-}
-
-fn background_tasks(broker: &Arc<Broker>) -> JoinSet<()> {
-    let mut tasks = JoinSet::new();
-    tasks.spawn(OffsetCommits::run(Arc::clone(broker)));
-    tasks.spawn(schedule::run(Arc::clone(broker)));
-    tasks.spawn(retention::run(Arc::clone(broker)));
-    tasks.spawn(expire_sessions(Arc::clone(broker)));
-    tasks.spawn(Stats::run(Arc::clone(broker)));
-    tasks.spawn(watch_disk(Arc::clone(broker)));
-    tasks.spawn(create_system_topics(Arc::clone(broker)));
-    tasks
-}
-
-/// Each new leader makes sure that the system topics exist.
-async fn create_system_topics(broker: Arc<Broker>) {
-    let Some(consensus) = broker.consensus() else {
-        return;
-    };
-    let mut role = consensus.role();
-    loop {
-        if role.wait_for(|role| role.serving).await.is_err() {
-            return;
-        }
-        handler::topic::create_system_topics(&broker).await;
-        if role.wait_for(|role| !role.serving).await.is_err() {
-            return;
-        }
-        broker.offset_commits.clear();
-    }
-}
-
-async fn expire_sessions(broker: Arc<Broker>) {
-    loop {
-        sleep(SESSION_SCAN_INTERVAL).await;
-        let changed = broker.sessions.expire(broker.clock.now_ms());
-        handler::notify_changed(&broker, changed);
-    }
-}
-
-/// Heartbeats do not hide a stalled disk: a leader that cannot flush hands over.
-async fn watch_disk(broker: Arc<Broker>) {
-    let Some(consensus) = broker.consensus() else {
-        return;
-    };
-    loop {
-        sleep(DISK_WATCH_INTERVAL).await;
-        let stalled = broker.machine.log().oldest_unflushed_since();
-        if broker.is_serving() && stalled.is_some_and(|age| age > DISK_STALL_MAX) {
-            tracing::warn!(age = ?stalled, "the disk is stalled; hand over");
-            if let Err(error) = consensus.transfer_leader(None).await {
-                tracing::warn!(%error, "hand over from a stalled disk");
-            }
-        }
-    }
-}
-
-/// What is registered at the name servers: changes with the role and with the topics.
-fn registration(broker: &Arc<Broker>) -> watch::Receiver<Option<RegistrarInput>> {
-    let (sender, receiver) = watch::channel(None);
-    let broker = Arc::clone(broker);
-    tokio::spawn(async move {
-        let Some(consensus) = broker.consensus() else {
-            return;
-        };
-        let mut role = consensus.role();
-        let mut metadata = broker.machine.metadata_changes();
-        loop {
-            let current = role.borrow_and_update().clone();
-            metadata.borrow_and_update();
-            // Unknown to itself and the others, a node is not registered.
-            let input = (current.serving || current.leader.is_some()).then(|| RegistrarInput {
-                broker_id: broker.broker_id(),
-                broker_address: broker.config.broker_address(),
-                role_epoch: current.term,
-                topics: Arc::new(handler::topic::topics_wrapper(&broker)),
-            });
-            if input.is_some() && sender.send(input).is_err() {
-                return;
-            }
-            let ended = tokio::select! {
-                biased;
-                changed = role.changed() => changed.is_err(),
-                changed = metadata.changed() => changed.is_err(),
-            };
-            if ended {
-                return;
-            }
-        }
-    });
-    receiver
-}
-
-/// The broker as the admin service sees it.
-struct Admin(Arc<Broker>);
-
-impl Admin {
-    fn consensus(&self) -> Result<&Arc<Consensus>, AdminError> {
-        self.0
-            .consensus()
-            .ok_or_else(|| AdminError::Unavailable("raft is starting".into()))
-    }
-
-    fn error(&self, error: ChangeError) -> AdminError {
-        match error {
-            ChangeError::NotLeader => AdminError::NotLeader {
-                leader: self.status().borrow().leader_id,
-            },
-            ChangeError::Invalid(reason) => AdminError::Invalid(reason),
-            ChangeError::Timeout(..) => AdminError::Unknown(error.to_string()),
-            ChangeError::Raft(reason) => AdminError::Unavailable(reason),
-        }
-    }
-}
-
-impl AdminOps for Admin {
-    fn status(&self) -> watch::Receiver<Arc<RaftStatus>> {
-        self.0
-            .consensus()
-            .expect("the HTTP port opens after raft has started")
-            .status()
-    }
-
-    fn transfer_leader(
-        &self,
-        to: Option<u64>,
-    ) -> futures::future::BoxFuture<'_, Result<(), AdminError>> {
-        Box::pin(async move {
-            let moved = self.consensus()?.transfer_leader(to).await;
-            moved.map(|_| ()).map_err(|error| self.error(error))
-        })
-    }
-
-    fn add_learner(
-        &self,
-        id: u64,
-        address: String,
-    ) -> futures::future::BoxFuture<'_, Result<(), AdminError>> {
-        Box::pin(async move {
-            let added = self.consensus()?.add_learner(id, address).await;
-            added.map_err(|error| self.error(error))
-        })
-    }
-
-    fn change_membership(
-        &self,
-        voters: std::collections::BTreeSet<u64>,
-    ) -> futures::future::BoxFuture<'_, Result<(), AdminError>> {
-        Box::pin(async move {
-            let voters = voters.into_iter().collect();
-            let changed = self.consensus()?.change_membership(voters).await;
-            changed.map_err(|error| self.error(error))
-        })
-    }
-
-    fn ready(&self) -> Result<(), String> {
-        let status = self.status();
-        let status = status.borrow();
-        if status.ready {
-            return Ok(());
-        }
-        Err(status
-            .not_ready_reason
-            .clone()
-            .unwrap_or_else(|| "not ready".into()))
-    }
-
-    fn live(&self) -> Result<(), String> {
-        Ok(())
-    }
 }

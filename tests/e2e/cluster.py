@@ -4,6 +4,7 @@ Everything is on 127.0.0.1 and ends with the process that started it: `raftmq lo
 when its parent dies, and its servers end with it.
 """
 
+import collections
 import contextlib
 import ctypes
 import http.client
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -409,6 +411,11 @@ def percentile(values, share):
     return ordered[max(0, math.ceil(len(ordered) * share) - 1)]
 
 
+def summary(reasons):
+    """Each reason with its number."""
+    return dict(collections.Counter(reasons))
+
+
 def gap_line(name, gaps):
     """One line about gaps in seconds."""
     shown = [1000 * value for value in (percentile(gaps, 0.5), percentile(gaps, 0.99), max(gaps))]
@@ -420,10 +427,11 @@ def main(run):
     # SIGTERM ends the script the way an error does, so that everything is stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     checks = Checks()
+    name = pathlib.Path(sys.argv[0]).name
     try:
         run(checks)
-        if checks.failed:
-            raise Broken(f"{checks.failed} checks failed")
-    except Broken as error:
-        print(f"FAIL {pathlib.Path(sys.argv[0]).name}: {error}")
-        sys.exit(1)
+    except Exception as error:  # pylint: disable=broad-except
+        if not isinstance(error, Broken):
+            traceback.print_exc()
+        checks.check(False, name, f"{type(error).__name__}: {error}")
+    sys.exit(1 if checks.failed else 0)

@@ -48,7 +48,7 @@ def run(checks):
         for load, in_order in ((ordered, True), (pipelined, False)):
             e2e.check_topic(checks, cluster, load.topic, load.queues, load.acks(), in_order)
         for prober in probers:
-            print(f"{prober.topic}: vain attempts {summary(prober.vain)}")
+            print(f"{prober.topic}: vain attempts {e2e.summary(prober.vain)}")
             e2e.check_topic(checks, cluster, prober.topic, 4, prober.acks, True)
 
 
@@ -80,14 +80,6 @@ def all_sent_since(probers, begin):
     """Whether each sender got an acknowledgement for a message that was sent after `begin`."""
     # The second one after that moment was surely sent after it.
     return all(len(prober.times) > 1 and prober.times[-2] > begin for prober in probers)
-
-
-def summary(reasons):
-    """Reasons with their number."""
-    counts = {}
-    for reason in reasons:
-        counts[reason] = counts.get(reason, 0) + 1
-    return counts
 
 
 if __name__ == "__main__":

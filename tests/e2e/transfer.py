@@ -64,7 +64,7 @@ def loaded_rounds(checks, cluster, rounds, hand_over, name):
             report["failures"],
         )
     else:
-        print(f"{name}: attempts in vain {vain}, failures of the load {report['failures']}")
+        print(f"{name}: attempts in vain {e2e.summary(vain)}, failures of the load {report['failures']}")
     e2e.check_topic(checks, cluster, load.topic, load.queues, load.acks(), True)
     for prober in probers:
         e2e.check_topic(checks, cluster, prober.topic, 4, prober.acks, True)

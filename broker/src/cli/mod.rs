@@ -22,8 +22,8 @@ use self::namesrv::NamesrvArgs;
 /// Environment variable with the log filter, in the form of `tracing_subscriber::EnvFilter`.
 const LOG_VARIABLE: &str = "RAFTMQ_LOG";
 
-/// What is logged when [`LOG_VARIABLE`] is not set. openraft tells every step at info.
-const LOG_DEFAULT: &str = "info,openraft=warn";
+/// Level of our own log when [`LOG_VARIABLE`] is not set.
+const LOG_DEFAULT: &str = "info";
 
 /// A RocketMQ-compatible message broker whose Raft log is the commit log.
 #[derive(Debug, Parser)]
@@ -93,7 +93,9 @@ fn exit(result: &Result<(), String>) -> ExitCode {
 fn start_log() {
     let filter = EnvFilter::try_from_env(LOG_VARIABLE);
     tracing_subscriber::fmt()
-        .with_env_filter(filter.unwrap_or_else(|_| EnvFilter::new(LOG_DEFAULT)))
+        .with_env_filter(filter.unwrap_or_else(|_| {
+            EnvFilter::new(format!("{LOG_DEFAULT},{}", crate::RAFT_LOG_FILTER))
+        }))
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .init();

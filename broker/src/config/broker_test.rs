@@ -1,3 +1,5 @@
+//! Tests of the broker configuration.
+
 use super::*;
 
 fn surroundings() -> Surroundings {

@@ -1,3 +1,5 @@
+//! Tests of the route table.
+
 use super::*;
 
 const QUEUES: Queues = Queues {

@@ -1,3 +1,5 @@
+//! Tests of frames over a stream.
+
 use bytes::BufMut;
 use raftmq_remoting::{RequestCode, ResponseCode};
 

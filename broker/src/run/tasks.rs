@@ -1,0 +1,108 @@
+//! Tasks that run beside the ports for as long as the process lives.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::watch, task::JoinSet, time::sleep};
+
+use crate::{
+    broker::Broker, handler, namesrv::RegistrarInput, offset_commits::OffsetCommits, retention,
+    schedule, stats::Stats,
+};
+
+/// Pause between looks for silent clients.
+const SESSION_SCAN_INTERVAL: Duration = Duration::from_secs(10);
+/// Pause between looks at the age of the oldest unflushed write.
+const DISK_WATCH_INTERVAL: Duration = Duration::from_millis(100);
+/// A leader whose oldest unflushed write is older hands over: its disk is stalled.
+const DISK_STALL_MAX: Duration = Duration::from_millis(500);
+
+pub(super) fn background_tasks(broker: &Arc<Broker>) -> JoinSet<()> {
+    let mut tasks = JoinSet::new();
+    tasks.spawn(OffsetCommits::run(Arc::clone(broker)));
+    tasks.spawn(schedule::run(Arc::clone(broker)));
+    tasks.spawn(retention::run(Arc::clone(broker)));
+    tasks.spawn(expire_sessions(Arc::clone(broker)));
+    tasks.spawn(Stats::run(Arc::clone(broker)));
+    tasks.spawn(watch_disk(Arc::clone(broker)));
+    tasks.spawn(create_system_topics(Arc::clone(broker)));
+    tasks
+}
+
+/// Each new leader makes sure that the system topics exist.
+async fn create_system_topics(broker: Arc<Broker>) {
+    let Some(consensus) = broker.consensus() else {
+        return;
+    };
+    let mut role = consensus.role();
+    loop {
+        if role.wait_for(|role| role.serving).await.is_err() {
+            return;
+        }
+        handler::topic::create_system_topics(&broker).await;
+        if role.wait_for(|role| !role.serving).await.is_err() {
+            return;
+        }
+        broker.offset_commits.clear();
+    }
+}
+
+async fn expire_sessions(broker: Arc<Broker>) {
+    loop {
+        sleep(SESSION_SCAN_INTERVAL).await;
+        let changed = broker.sessions.expire(broker.clock.now_ms());
+        handler::notify_changed(&broker, changed);
+    }
+}
+
+/// Heartbeats do not hide a stalled disk: a leader that cannot flush hands over.
+async fn watch_disk(broker: Arc<Broker>) {
+    let Some(consensus) = broker.consensus() else {
+        return;
+    };
+    loop {
+        sleep(DISK_WATCH_INTERVAL).await;
+        let stalled = broker.machine.log().oldest_unflushed_since();
+        if broker.is_serving() && stalled.is_some_and(|age| age > DISK_STALL_MAX) {
+            tracing::warn!(age = ?stalled, "the disk is stalled; hand over");
+            if let Err(error) = consensus.transfer_leader(None).await {
+                tracing::warn!(%error, "hand over from a stalled disk");
+            }
+        }
+    }
+}
+
+/// What is registered at the name servers: changes with the role and with the topics.
+pub(super) fn registration(broker: &Arc<Broker>) -> watch::Receiver<Option<RegistrarInput>> {
+    let (sender, receiver) = watch::channel(None);
+    let broker = Arc::clone(broker);
+    tokio::spawn(async move {
+        let Some(consensus) = broker.consensus() else {
+            return;
+        };
+        let mut role = consensus.role();
+        let mut metadata = broker.machine.metadata_changes();
+        loop {
+            let current = role.borrow_and_update().clone();
+            metadata.borrow_and_update();
+            // Unknown to itself and the others, a node is not registered.
+            let input = (current.serving || current.leader.is_some()).then(|| RegistrarInput {
+                broker_id: broker.broker_id(),
+                broker_address: broker.config.broker_address(),
+                role_epoch: current.term,
+                topics: Arc::new(handler::topic::topics_wrapper(&broker)),
+            });
+            if input.is_some() && sender.send(input).is_err() {
+                return;
+            }
+            let ended = tokio::select! {
+                biased;
+                changed = role.changed() => changed.is_err(),
+                changed = metadata.changed() => changed.is_err(),
+            };
+            if ended {
+                return;
+            }
+        }
+    });
+    receiver
+}
