@@ -18,7 +18,7 @@ const FILE_LINES_WARN: usize = 500;
 const FILE_LINES_MAX: usize = 600;
 
 /// What may lie at the top of the repository. Hidden files are settings of tools.
-const TOP_LEVEL: [&str; 20] = [
+const TOP_LEVEL: [&str; 21] = [
     "Cargo.toml",
     "Cargo.lock",
     "LICENSE",
