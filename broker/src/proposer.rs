@@ -30,7 +30,7 @@ const ENTRY_BYTES: usize = 256 << 10;
 /// Commands in one entry at most; bounds the time one apply holds the state lock.
 const ENTRY_COMMANDS_MAX: u32 = 4096;
 /// Entries in flight. Two keep the disk busy; more add nothing (measured).
-const IN_FLIGHT_MAX: usize = 2;
+const IN_FLIGHT_MAX: usize = 4;
 /// Bytes of commands that may wait. Beyond it, clients are told that the broker is busy.
 const WAITING_BYTES_MAX: usize = 64 << 20;
 /// How long a command may wait for its outcome. RocketMQ clients give up after 3 s.

@@ -181,6 +181,7 @@ fn raft_config(cluster: &str, raft: &RaftConfig) -> Result<Arc<Config>, io::Erro
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
         max_payload_entries: 1024,
+        broadcast_submitted_on_append: Some(true),
         // The proposer keeps few batches in flight, so short channels suffice; they are
         // allocated in full.
         api_channel_size: Some(1024),
