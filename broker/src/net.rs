@@ -161,7 +161,15 @@ async fn connect_any(address: &str) -> io::Result<TcpStream> {
 async fn connect_one(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = socket_for(address)?;
     socket.set_keepalive(true)?;
+    // The kernel picks our port from the ephemeral range, where RocketMQ's usual Raft ports lie. A
+    // restarted broker can bind its port beside this connection only if both sides allow it.
+    socket.set_reuseaddr(true)?;
     let stream = socket.connect(address).await?;
+    // A port from the ephemeral range that nobody listens on can be reached from itself: the
+    // connection would keep its owner from binding it.
+    if stream.local_addr()? == address {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
     stream.set_nodelay(true)?;
     Ok(stream)
 }

@@ -7,7 +7,11 @@ mod tasks;
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use raftmq_store::{Disk, RealDisk, StoreError};
-use tokio::{sync::watch, task::JoinSet, time::timeout};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 use self::{
     admin::Admin,
@@ -37,6 +41,9 @@ const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(2);
 /// `httpPort` when the file does not set it, and how many ports from there on are tried.
 const HTTP_PORT_DEFAULT: u16 = 5557;
 const HTTP_PORT_TRIES: u16 = 16;
+/// How often a taken port is tried again, and the pause before each try: five seconds in all.
+const BIND_RETRIES: u32 = 50;
+const BIND_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a server process ended.
 #[derive(Debug, thiserror::Error)]
@@ -235,12 +242,24 @@ async fn stop(
     broker.machine.log().close();
 }
 
+/// Binds a port. RocketMQ's usual Raft ports lie in the ephemeral range, so that an outgoing
+/// connection of any process may hold one for a moment: a taken port is tried again for a while.
 async fn bind(
     net: &Arc<dyn Net>,
     address: SocketAddr,
     purpose: &'static str,
 ) -> Result<Box<dyn Listener>, RunError> {
-    net.bind(address).await.map_err(|source| RunError::Bind {
+    let mut bound = net.bind(address).await;
+    for _ in 0..BIND_RETRIES {
+        let taken = bound.as_ref().err().map(io::Error::kind) == Some(io::ErrorKind::AddrInUse);
+        if !taken {
+            break;
+        }
+        tracing::debug!(%address, purpose, "port is taken; try again");
+        sleep(BIND_PAUSE).await;
+        bound = net.bind(address).await;
+    }
+    bound.map_err(|source| RunError::Bind {
         address,
         purpose,
         source,

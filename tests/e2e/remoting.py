@@ -46,11 +46,25 @@ def encode(code, fields, body=b"", opaque=1):
     return struct.pack(">II", 4 + len(header) + len(body), len(header)) + header + body
 
 
+def connect(address, timeout):
+    """A connection whose own port a server may still bind: it comes from the ephemeral range, in
+    which the Raft ports of the cluster under test lie too."""
+    stream = socket.socket()
+    stream.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    stream.settimeout(timeout)
+    try:
+        stream.connect(address)
+    except OSError:
+        stream.close()
+        raise
+    return stream
+
+
 class Connection:
     """One connection to a broker or a name server."""
 
     def __init__(self, address, timeout=CALL_TIMEOUT):
-        self.socket = socket.create_connection(split(address), timeout)
+        self.socket = connect(split(address), timeout)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.opaque = 0
 

@@ -63,7 +63,7 @@ use crate::{
 };
 
 /// Log filter of the engine, which tells every step at info.
-pub const RAFT_LOG_FILTER: &str = "openraft=warn";
+pub const RAFT_LOG_FILTER: &str = "openraft=error";
 /// Longest wait for the target of a transfer to have everything, and then to have taken over.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pause between looks at the target's progress.

@@ -61,9 +61,7 @@ type Slot = Arc<Mutex<Option<PeerConnection>>>;
 /// Client for one peer, for one of openraft's tasks.
 #[derive(Debug)]
 pub(crate) struct PeerClient {
-    transport: Transport,
-    target: u64,
-    address: String,
+    dialer: Dialer,
     channel: Channel,
     stream: Slot,
     control: Slot,
@@ -72,9 +70,11 @@ pub(crate) struct PeerClient {
 impl Transport {
     fn client(&self, target: u64, node: &BasicNode, channel: Channel) -> PeerClient {
         PeerClient {
-            transport: self.clone(),
-            target,
-            address: node.addr.clone(),
+            dialer: Dialer {
+                transport: self.clone(),
+                target,
+                address: node.addr.clone(),
+            },
             channel,
             stream: Slot::default(),
             control: Slot::default(),
@@ -106,10 +106,24 @@ fn broken(error: &io::Error) -> RPCError<TypeConfig> {
     RPCError::Network(NetworkError::new(error))
 }
 
-impl PeerClient {
+/// Opens connections to one peer.
+#[derive(Clone, Debug)]
+struct Dialer {
+    transport: Transport,
+    target: u64,
+    address: String,
+}
+
+impl Dialer {
     async fn connect(&self, channel: Channel) -> Result<PeerConnection, io::Error> {
         let Transport { net, local } = &self.transport;
         peer::connect(net, local, self.target, &self.address, channel).await
+    }
+}
+
+impl PeerClient {
+    async fn connect(&self, channel: Channel) -> Result<PeerConnection, io::Error> {
+        self.dialer.connect(channel).await
     }
 
     /// One request and its answer on the control connection.
@@ -179,20 +193,15 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         async move {
-            let kept = self
-                .stream
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
-            let connection = match kept {
-                Some(connection) => connection,
-                None => self
-                    .connect(self.channel)
-                    .await
-                    .map_err(|error| unreachable(&error))?,
-            };
             let (sender, receiver) = mpsc::channel(RESPONSES_MAX);
-            tokio::spawn(pump(connection, input, sender, Arc::clone(&self.stream)));
+            let work = pump(
+                self.dialer.clone(),
+                self.channel,
+                input,
+                sender,
+                Arc::clone(&self.stream),
+            );
+            tokio::spawn(work);
             let responses = stream::unfold(receiver, |mut receiver| async move {
                 receiver.recv().await.map(|item| (item, receiver))
             });
@@ -292,30 +301,56 @@ type ResponseSender = mpsc::Sender<Result<StreamAppendResult<TypeConfig>, RPCErr
 
 /// Moves requests and responses of one append stream until either side ends. The connection goes
 /// back to `slot` only when every request was answered; otherwise stray answers would follow.
-async fn pump<S>(connection: PeerConnection, input: S, responses: ResponseSender, slot: Slot)
+async fn pump<S>(dialer: Dialer, channel: Channel, input: S, responses: ResponseSender, slot: Slot)
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
 {
-    let PeerConnection {
-        mut reader,
-        mut writer,
-    } = connection;
     let result = tokio::select! {
         biased;
         () = responses.closed() => return,
-        result = exchange(&mut reader, &mut writer, input, &responses) => result,
+        result = run_stream(&dialer, channel, input, &responses, &slot) => result,
     };
-    match result {
-        Ok(true) => {
-            *slot.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some(PeerConnection { reader, writer });
-        }
-        Ok(false) => {}
-        Err(error) => {
-            // openraft may have dropped the stream meanwhile; then nobody needs to know.
-            let _ = responses.send(Err(broken(&error))).await;
-        }
+    if let Err(error) = result {
+        // openraft may have dropped the stream meanwhile; then nobody needs to know.
+        let _ = responses.send(Err(error)).await;
     }
+}
+
+async fn run_stream<S>(
+    dialer: &Dialer,
+    channel: Channel,
+    input: S,
+    responses: &ResponseSender,
+    slot: &Slot,
+) -> Result<(), RPCError<TypeConfig>>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
+{
+    // The first request before the connection: openraft sleeps in this stream when it backs off
+    // from a peer that does not answer. Dialing first would dial without a pause.
+    let mut input = Box::pin(input.peekable());
+    if input.as_mut().peek().await.is_none() {
+        return Ok(());
+    }
+    let kept = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let PeerConnection {
+        mut reader,
+        mut writer,
+    } = match kept {
+        Some(connection) => connection,
+        None => dialer
+            .connect(channel)
+            .await
+            .map_err(|error| unreachable(&error))?,
+    };
+    let reusable = exchange(&mut reader, &mut writer, input, responses)
+        .await
+        .map_err(|error| broken(&error))?;
+    if reusable {
+        let connection = PeerConnection { reader, writer };
+        *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
+    }
+    Ok(())
 }
 
 /// Returns whether the connection can be used again.
