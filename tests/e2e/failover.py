@@ -29,6 +29,10 @@ def run(checks):
             threads = [*probers, watcher]
             for thread in threads:
                 thread.start()
+            # A gap needs an acknowledgement before it.
+            e2e.await_that(
+                "all senders to begin", e2e.LEADER_TIMEOUT, lambda: all(len(prober.times) > 9 for prober in probers)
+            )
             gaps = [], []
             for number in range(rounds):
                 kill_leader(checks, cluster, probers, number, gaps)

@@ -35,6 +35,10 @@ def loaded_rounds(checks, cluster, rounds, hand_over, name):
     with e2e.loads(load):
         for prober in probers:
             prober.start()
+        # A gap needs an acknowledgement before it.
+        e2e.await_that(
+            "all senders to begin", e2e.LEADER_TIMEOUT, lambda: all(len(prober.times) > 9 for prober in probers)
+        )
         for number in range(rounds):
             time.sleep(CALM)
             begin = time.monotonic()

@@ -182,6 +182,9 @@ fn raft_config(cluster: &str, raft: &RaftConfig) -> Result<Arc<Config>, io::Erro
         max_in_snapshot_log_to_keep: u64::MAX,
         max_payload_entries: 1024,
         broadcast_submitted_on_append: Some(true),
+        // A leader that resumed its old term after a restart would count as serving before it has
+        // applied everything it acknowledged: `Role::serving` relies on a new term's first entry.
+        enable_leader_restore: Some(false),
         // The proposer keeps few batches in flight, so short channels suffice; they are
         // allocated in full.
         api_channel_size: Some(1024),
