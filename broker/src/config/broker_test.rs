@@ -152,12 +152,12 @@ fn election_timing_must_leave_room_for_a_lost_heartbeat() {
     assert_eq!(
         problem("raftElectionTimeoutMinMs=400"),
         "broker.conf:1: raftElectionTimeoutMinMs 400 must be less than \
-         raftElectionTimeoutMaxMs 300"
+         raftElectionTimeoutMaxMs 375"
     );
     assert_eq!(
-        problem("raftHeartbeatIntervalMs=75"),
-        "broker.conf:1: raftHeartbeatIntervalMs 75 must be less than half of \
-         raftElectionTimeoutMinMs 150"
+        problem("raftHeartbeatIntervalMs=125"),
+        "broker.conf:1: raftHeartbeatIntervalMs 125 must be less than half of \
+         raftElectionTimeoutMinMs 225"
     );
 }
 
