@@ -1,7 +1,7 @@
 //! The proposer: one task that gathers what handlers want to write into Raft entries.
 //!
-//! It takes whatever waits into one entry, up to a byte limit, and keeps two entries in flight.
-//! There is no timer: a lone command leaves at once, and while two entries are being flushed the
+//! It takes whatever waits into one entry, up to a byte limit, and keeps up to four entries in flight.
+//! There is no timer: a lone command leaves at once, and while four entries are being flushed the
 //! next one fills. The store timestamp of a batch is set here and never goes back.
 
 use std::{
@@ -29,7 +29,8 @@ use crate::{
 const ENTRY_BYTES: usize = 256 << 10;
 /// Commands in one entry at most; bounds the time one apply holds the state lock.
 const ENTRY_COMMANDS_MAX: u32 = 4096;
-/// Entries in flight. Two keep the disk busy; more add nothing (measured).
+/// Entries in flight. With real processes four gave a quarter more than two (`broker/README.md`,
+/// Measured); more was not measured.
 const IN_FLIGHT_MAX: usize = 4;
 /// Bytes of commands that may wait. Beyond it, clients are told that the broker is busy.
 const WAITING_BYTES_MAX: usize = 64 << 20;
