@@ -10,7 +10,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -43,6 +43,8 @@ pub struct Broker {
     pub stats: Stats,
     /// Start of this process. Unit: ms since 1970.
     pub boot_timestamp_ms: u64,
+    /// Bytes of requests that wait for a leader; bounded in `server/dispatch.rs`.
+    pub(crate) held_bytes: AtomicUsize,
     /// Whether the disk is fuller than `diskSpaceWarningLevelRatio`; set by the retention.
     pub(crate) disk_full: AtomicBool,
     consensus: OnceLock<Arc<Consensus>>,
@@ -75,6 +77,7 @@ impl Broker {
             sessions: Sessions::default(),
             offset_commits: OffsetCommits::default(),
             metrics: parts.metrics,
+            held_bytes: AtomicUsize::new(0),
             disk_full: AtomicBool::new(false),
             consensus: OnceLock::new(),
             proposer: OnceLock::new(),
@@ -109,6 +112,15 @@ impl Broker {
     pub fn is_serving(&self) -> bool {
         self.consensus()
             .is_some_and(|consensus| consensus.role().borrow().serving)
+    }
+
+    /// Waits until this node serves, so that tasks of the leader cost a follower nothing. Returns
+    /// at once when the process is stopping.
+    pub(crate) async fn until_serving(&self) {
+        if let Some(consensus) = self.consensus() {
+            // An error means that the process is stopping.
+            let _ = consensus.role().wait_for(|role| role.serving).await;
+        }
     }
 
     /// Whether sends are refused because the disk is too full.

@@ -31,25 +31,13 @@ pub const READ_BUFFER_BYTES_MIN: usize = 16 * 1024;
 /// 16 MiB frame and sends nothing holds no more than this.
 pub const READ_AHEAD_BYTES_MAX: usize = 256 * 1024;
 
-/// Frames that wait to be written to one connection. Reached: the sender of the next one waits.
-pub const WRITE_QUEUE_FRAMES_MAX: usize = 1024;
-
-/// Bytes that wait to be written to one connection; a slow reader holds no more than this.
-/// Two frames of the largest size, so that one can be written while the next is prepared.
-pub const WRITE_QUEUE_BYTES_MAX: usize = 32 * 1024 * 1024;
-
-/// Bytes that one system call writes at most; keeps the batch buffer small and lets the byte
-/// budget be given back step by step.
-pub const WRITE_BATCH_BYTES: usize = 256 * 1024;
-
-/// A body from this size on is handed to the kernel where it lies; a smaller one is copied behind
-/// its header, which is cheaper than one more slice in the system call.
-pub const WRITE_COPY_BYTES_MAX: usize = 4 * 1024;
+/// Capacity of a write buffer that is kept between writes; a larger one is given back after a
+/// burst, so that ten thousand idle connections hold little.
+pub const WRITE_BUFFER_BYTES_KEPT: usize = 256 * 1024;
 
 /// A connection whose peer takes not one byte for this long is closed.
 pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-const _: () = assert!(WRITE_QUEUE_BYTES_MAX >= 2 * raftmq_remoting::limits::FRAME_BYTES_MAX);
 const _: () = assert!(READ_BUFFER_BYTES_MIN <= READ_AHEAD_BYTES_MAX);
 
 // --- name server -----------------------------------------------------------------------------

@@ -14,6 +14,7 @@ use std::{
 
 use raftmq_state::{EncodedCommand, PayloadBuilder, Reply};
 use tokio::{
+    runtime::Handle,
     sync::{Notify, oneshot, watch},
     time::{Instant, sleep_until},
 };
@@ -67,7 +68,7 @@ impl From<ProposeError> for SubmitError {
     }
 }
 
-/// Runs once with the outcome; must not block, since it may run on the apply task.
+/// Runs once with the outcome; must not block, since it runs on a runtime's thread.
 type Done = Box<dyn FnOnce(Outcome) + Send>;
 
 struct Waiting {
@@ -99,6 +100,9 @@ pub struct Proposer {
     finished: Notify,
     in_flight: AtomicUsize,
     metrics: Arc<Metrics>,
+    /// Where answers are made: one task an entry, so that Raft's thread wakes one worker for all
+    /// the clients of an entry instead of one for each.
+    answering: Handle,
 }
 
 impl std::fmt::Debug for Proposer {
@@ -110,7 +114,8 @@ impl std::fmt::Debug for Proposer {
 }
 
 impl Proposer {
-    /// Starts the proposer task next to Raft's tasks.
+    /// Starts the proposer task next to Raft's tasks. Outcomes are told on the runtime of the
+    /// caller.
     pub(crate) fn start(
         consensus: &Arc<Consensus>,
         clock: Arc<dyn Clock>,
@@ -123,6 +128,7 @@ impl Proposer {
             finished: Notify::new(),
             in_flight: AtomicUsize::new(0),
             metrics,
+            answering: Handle::current(),
         });
         let task = Arc::clone(&proposer).run(Arc::clone(consensus), clock);
         consensus.runtime().spawn(task);
@@ -311,7 +317,9 @@ impl Proposer {
                 proposer.finished.notify_one();
                 let dones =
                     std::mem::take(&mut *answers.lock().unwrap_or_else(PoisonError::into_inner));
-                answer(dones, result);
+                proposer
+                    .answering
+                    .spawn(async move { answer(dones, result) });
             })
             .await;
         Some(InFlight {

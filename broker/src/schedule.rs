@@ -29,6 +29,7 @@ const DELIVER_BYTES_MAX: usize = 1 << 20;
 /// Delivers due messages for as long as the process runs; idle while this node does not lead.
 pub(crate) async fn run(broker: Arc<Broker>) {
     loop {
+        broker.until_serving().await;
         sleep(LOOK_INTERVAL).await;
         if !broker.is_serving() {
             continue;

@@ -21,7 +21,7 @@ use crate::clock::Clock;
 use crate::config::NamesrvConfig;
 use crate::limits::CONNECTIONS_MAX;
 use crate::net::{Accepted, Listener, Net};
-use crate::server::frame_io::{self, FrameWriter};
+use crate::server::frame_io::{self, ConnectionError, FrameWriter};
 
 /// Why the name server ended.
 #[derive(Debug, thiserror::Error)]
@@ -81,7 +81,7 @@ pub async fn serve_on(
     let stop = stopped(shutdown.clone());
     tokio::select! {
         biased;
-        served = frame_io::accept_loop(listener, CONNECTIONS_MAX, stop, serve_one) => Ok(served?),
+        served = frame_io::accept_loop(listener, CONNECTIONS_MAX, stop, serve_one, || ()) => Ok(served?),
         () = expire_silent(&shared) => Ok(()),
     }
 }
@@ -216,43 +216,42 @@ async fn serve_connection(
 ) {
     let Accepted { stream, peer } = accepted;
     let idle_timeout = Duration::from_secs(shared.state().config.channel_max_idle_seconds);
-    let (mut reader, writer, writer_task) = frame_io::open(stream, idle_timeout);
+    let (mut reader, mut writer) = frame_io::open(stream, idle_timeout);
     let stop = stopped(shutdown);
     tokio::pin!(stop);
     loop {
         let frame = tokio::select! {
             biased;
             () = &mut stop => break,
-            () = writer.closed() => break,
             frame = reader.next() => frame,
         };
-        match frame {
-            Ok(Some(command)) => serve_request(&shared, &command, connection, &writer).await,
+        let served = match frame {
+            Ok(Some(command)) => serve_request(&shared, &command, connection, &mut writer).await,
             Ok(None) => break,
-            Err(error) => {
-                tracing::debug!(%peer, %error, "connection closed");
-                break;
-            }
+            Err(error) => Err(error),
+        };
+        if let Err(error) = served {
+            tracing::debug!(%peer, %error, "connection closed");
+            break;
         }
     }
     shared.connection_closed(connection);
-    drop(writer);
-    // Whether the last responses arrived concerns nobody any more.
-    let _ = writer_task.await;
+    // Whether the peer hears of the end concerns nobody any more.
+    let _ = writer.finish().await;
 }
 
 async fn serve_request(
     shared: &Shared,
     command: &RemotingCommand,
     connection: ConnectionId,
-    writer: &FrameWriter,
-) {
+    writer: &mut FrameWriter,
+) -> Result<(), ConnectionError> {
     if command.is_response() {
-        return;
+        return Ok(());
     }
     let response = shared.respond(command, connection).await;
     if !command.is_oneway() {
-        // A closed connection is noticed by the loop.
-        let _ = writer.send(response).await;
+        writer.send(&response).await?;
     }
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use futures::{StreamExt, future::BoxFuture, stream};
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
 use openraft::Raft;
 use raftmq_remoting::RemotingCommand;
 use raftmq_store::checkpoint::Checkpoint;
@@ -113,10 +113,17 @@ impl RaftServer {
                 }
             }
         });
-        let mut results = Box::pin(self.raft.stream_append(requests));
+        // Fused: the look-ahead below may meet the end before the outer loop does.
+        let mut results = Box::pin(self.raft.stream_append(requests).fuse());
+        let mut answers = BytesMut::new();
         while let Some(result) = results.next().await {
-            let result = result.map_err(io::Error::other)?;
-            writer.send(&wire::encode_append_result(&result)).await?;
+            wire::put_append_result(&mut answers, &result.map_err(io::Error::other)?);
+            // What is ready together leaves in one write: one flush often completes several.
+            while let Some(Some(result)) = results.next().now_or_never() {
+                wire::put_append_result(&mut answers, &result.map_err(io::Error::other)?);
+            }
+            writer.send(&answers).await?;
+            answers.clear();
         }
         Ok(())
     }

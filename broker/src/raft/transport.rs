@@ -4,14 +4,13 @@
 //! transfers and snapshots. They are opened on first use and again after an error.
 
 use std::{
-    collections::VecDeque,
     future::Future,
     io,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::{
     FutureExt, Stream, StreamExt,
     future::BoxFuture,
@@ -43,6 +42,9 @@ const APPEND_ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause before a peer that did not answer is tried again. Short: a restarted follower should be
 /// back in the quorum at once, and a refused connect on a LAN costs next to nothing.
 const BACKOFF: Duration = Duration::from_millis(100);
+/// Bytes of append requests after which no further one joins a write; a write buffer that grew
+/// beyond it is given back.
+const APPEND_WRITE_BYTES: usize = 512 << 10;
 /// Unit of a snapshot on the wire.
 const SNAPSHOT_CHUNK_BYTES: usize = 1 << 20;
 /// Longest time for one chunk of a snapshot, and for the answer to the whole.
@@ -367,8 +369,7 @@ where
     let mut input = input.fuse();
     let mut waiting: usize = 0;
     let mut ended = false;
-    // Requests that are ready together leave in one write.
-    let mut ready: VecDeque<Bytes> = VecDeque::new();
+    let mut frames = BytesMut::new();
     loop {
         if ended && waiting == 0 {
             return Ok(true);
@@ -377,16 +378,21 @@ where
             biased;
             request = input.next(), if !ended => match request {
                 Some(request) => {
-                    ready.push_back(wire::encode_append(&request)?);
+                    wire::put_append(&mut frames, &request)?;
+                    waiting += 1;
                     drop(request);
-                    while let Some(Some(request)) = input.next().now_or_never() {
-                        ready.push_back(wire::encode_append(&request)?);
-                        if ready.len() >= 16 { break; }
+                    // Requests that are ready together leave in one write.
+                    while frames.len() < APPEND_WRITE_BYTES
+                        && let Some(Some(request)) = input.next().now_or_never()
+                    {
+                        wire::put_append(&mut frames, &request)?;
+                        waiting += 1;
                     }
-                    waiting += ready.len();
-                    while let Some(frame) = ready.pop_front() {
-                        timeout(APPEND_ANSWER_TIMEOUT, writer.send(&frame)).await??;
+                    timeout(APPEND_ANSWER_TIMEOUT, writer.send(&frames)).await??;
+                    if frames.capacity() > APPEND_WRITE_BYTES {
+                        frames = BytesMut::new();
                     }
+                    frames.clear();
                 }
                 None => ended = true,
             },

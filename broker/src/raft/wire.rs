@@ -233,9 +233,10 @@ fn get_entry(body: &mut Bytes) -> Option<Entry> {
 }
 
 /// Frame of an append request or heartbeat.
-pub(crate) fn encode_append(
+pub(crate) fn put_append(
+    out: &mut BytesMut,
     request: &AppendEntriesRequest<TypeConfig>,
-) -> Result<Bytes, io::Error> {
+) -> Result<(), io::Error> {
     let payload: usize = request
         .entries
         .iter()
@@ -244,9 +245,9 @@ pub(crate) fn encode_append(
             EntryPayload::Blank | EntryPayload::Membership(_) => 512,
         })
         .sum();
-    let mut out = BytesMut::with_capacity(128 + payload);
+    out.reserve(128 + payload);
     let mut result = Ok(());
-    put_frame(&mut out, Kind::Append, |out| {
+    put_frame(out, Kind::Append, |out| {
         put_vote(out, &request.vote);
         put_log_id(out, request.prev_log_id.as_ref());
         put_log_id(out, request.leader_commit.as_ref());
@@ -256,7 +257,7 @@ pub(crate) fn encode_append(
             .iter()
             .try_for_each(|entry| put_entry(out, entry));
     });
-    result.map(|()| out.freeze())
+    result
 }
 
 /// Append request from the body of its frame; payloads are slices of `body`.
@@ -283,10 +284,9 @@ pub(crate) fn decode_append(
     decode().ok_or_else(|| malformed("append"))
 }
 
-/// Frame of the answer to one append request.
-pub(crate) fn encode_append_result(result: &StreamAppendResult<TypeConfig>) -> Bytes {
-    let mut out = BytesMut::with_capacity(64);
-    put_frame(&mut out, Kind::AppendResult, |out| match result {
+/// Appends the frame of the answer to one append request.
+pub(crate) fn put_append_result(out: &mut BytesMut, result: &StreamAppendResult<TypeConfig>) {
+    put_frame(out, Kind::AppendResult, |out| match result {
         Ok(matched) => {
             out.put_u8(0);
             put_log_id(out, matched.as_ref());
@@ -300,7 +300,6 @@ pub(crate) fn encode_append_result(result: &StreamAppendResult<TypeConfig>) -> B
             put_vote(out, vote);
         }
     });
-    out.freeze()
 }
 
 /// Answer to an append request from the body of its frame.
@@ -441,8 +440,8 @@ mod tests {
         }
     }
 
-    fn body_of(frame: &Bytes, kind: Kind) -> Bytes {
-        let mut buffer = BytesMut::from(&frame[..]);
+    fn body_of(frame: &[u8], kind: Kind) -> Bytes {
+        let mut buffer = BytesMut::from(frame);
         let (found, body) = take_frame(&mut buffer).unwrap().unwrap();
         assert_eq!(found, kind);
         assert!(buffer.is_empty());
@@ -471,7 +470,9 @@ mod tests {
                 },
             ],
         };
-        let body = body_of(&encode_append(&request).unwrap(), Kind::Append);
+        let mut frame = BytesMut::new();
+        put_append(&mut frame, &request).unwrap();
+        let body = body_of(&frame, Kind::Append);
         let decoded = decode_append(body.clone()).unwrap();
         assert_eq!(decoded.entries, request.entries);
         assert_eq!(decoded.prev_log_id, request.prev_log_id);
@@ -489,7 +490,9 @@ mod tests {
             Err(StreamAppendError::Conflict(id)),
             Err(StreamAppendError::HigherVote(vote())),
         ] {
-            let body = body_of(&encode_append_result(&result), Kind::AppendResult);
+            let mut frame = BytesMut::new();
+            put_append_result(&mut frame, &result);
+            let body = body_of(&frame, Kind::AppendResult);
             assert_eq!(decode_append_result(body).unwrap(), result);
         }
     }

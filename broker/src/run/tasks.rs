@@ -60,6 +60,7 @@ async fn watch_disk(broker: Arc<Broker>) {
         return;
     };
     loop {
+        broker.until_serving().await;
         sleep(DISK_WATCH_INTERVAL).await;
         let stalled = broker.machine.log().oldest_unflushed_since();
         if broker.is_serving() && stalled.is_some_and(|age| age > DISK_STALL_MAX) {

@@ -14,15 +14,12 @@ use std::{
 use bytes::BytesMut;
 use raftmq_remoting::{RemotingCommand, frame};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
     sync::{Notify, oneshot},
     time::timeout,
 };
 
-use crate::{
-    limits::{CONNECTION_IDLE_TIMEOUT, READ_BUFFER_BYTES_MIN, WRITE_STALL_TIMEOUT},
-    net::Stream,
-};
+use super::frame_io::{self, ConnectionError, FrameReader, FrameWriter};
+use crate::{limits::CONNECTION_IDLE_TIMEOUT, net::Stream};
 
 /// Bytes of requests of one connection that may be unanswered. Beyond it, the connection is not
 /// read until some are answered: TCP then slows the client down.
@@ -33,8 +30,8 @@ const IN_FLIGHT_REQUESTS_MAX: usize = 8192;
 const OUT_BYTES_SOFT: usize = 8 << 20;
 /// Answer bytes at which a client that does not read is cut off.
 const OUT_BYTES_HARD: usize = 64 << 20;
-/// Capacity of an answer buffer that is kept; a larger one is given back after a burst.
-const OUT_CAPACITY_KEPT: usize = 256 << 10;
+/// What an unanswered request holds besides its body: header and bookkeeping. Unit: bytes.
+const REQUEST_COST_BYTES: usize = 512;
 
 /// A connected client. Owns the answer buffer and the table of requests sent to the client; each
 /// lock is taken for an append or a lookup only.
@@ -182,7 +179,7 @@ pub(crate) async fn serve(
     dispatch: impl FnMut(&Arc<Connection>, RemotingCommand, InFlight),
 ) {
     let connection = Arc::new(Connection::new(id, peer));
-    let (reader, writer) = tokio::io::split(stream);
+    let (reader, writer) = frame_io::open(stream, CONNECTION_IDLE_TIMEOUT);
     let result = tokio::select! {
         result = read(&connection, reader, dispatch) => result,
         result = write(&connection, writer) => result,
@@ -195,69 +192,46 @@ pub(crate) async fn serve(
 
 async fn read(
     connection: &Arc<Connection>,
-    mut half: ReadHalf<Stream>,
+    mut reader: FrameReader,
     mut dispatch: impl FnMut(&Arc<Connection>, RemotingCommand, InFlight),
-) -> Result<(), std::io::Error> {
-    let mut buffer = BytesMut::new();
-    loop {
-        loop {
-            let before = buffer.len();
-            let Some(command) = frame::decode(&mut buffer).map_err(std::io::Error::other)? else {
-                break;
-            };
-            if command.is_response() {
-                connection.complete(command);
-                continue;
-            }
-            let in_flight = connection.begin(before - buffer.len());
-            dispatch(connection, command, in_flight);
-            while connection.must_wait() {
-                connection.wake_reader.notified().await;
-                if connection.is_closed() {
-                    return Ok(());
-                }
-            }
+) -> Result<(), ConnectionError> {
+    // Parked pulls are answered within the idle time, so a silent connection is a dead one.
+    while let Some(command) = reader.next().await? {
+        if command.is_response() {
+            connection.complete(command);
+            continue;
         }
-        buffer.reserve(READ_BUFFER_BYTES_MIN);
-        // Parked pulls are answered within this time, so a silent connection is a dead one.
-        let read = timeout(CONNECTION_IDLE_TIMEOUT, half.read_buf(&mut buffer)).await??;
-        if read == 0 || connection.is_closed() {
-            return Ok(());
+        let in_flight = connection.begin(command.body.len() + REQUEST_COST_BYTES);
+        dispatch(connection, command, in_flight);
+        while connection.must_wait() {
+            connection.wake_reader.notified().await;
+            if connection.is_closed() {
+                return Ok(());
+            }
         }
     }
+    Ok(())
 }
 
 async fn write(
     connection: &Arc<Connection>,
-    mut half: WriteHalf<Stream>,
-) -> Result<(), std::io::Error> {
+    mut writer: FrameWriter,
+) -> Result<(), ConnectionError> {
     let mut batch = BytesMut::new();
-    loop {
-        if connection.is_closed() {
-            return Ok(());
-        }
-        {
-            let mut out = connection
+    while !connection.is_closed() {
+        std::mem::swap(
+            &mut *connection
                 .out
                 .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            std::mem::swap(&mut *out, &mut batch);
-        }
+                .unwrap_or_else(PoisonError::into_inner),
+            &mut batch,
+        );
         if batch.is_empty() {
             connection.wake_writer.notified().await;
             continue;
         }
-        while !batch.is_empty() {
-            let written = timeout(WRITE_STALL_TIMEOUT, half.write_buf(&mut batch)).await??;
-            if written == 0 {
-                return Err(std::io::ErrorKind::WriteZero.into());
-            }
-        }
-        half.flush().await?;
-        if batch.capacity() > OUT_CAPACITY_KEPT {
-            batch = BytesMut::new();
-        }
-        batch.clear();
+        writer.write(&mut batch).await?;
         connection.wake_reader.notify_one();
     }
+    Ok(())
 }

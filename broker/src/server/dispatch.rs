@@ -2,14 +2,11 @@
 //!
 //! A replica forwards what only the leader can answer. While there is no leader, such requests
 //! wait: a failover then costs clients a pause instead of an error. Sends on the leader take a way
-//! of their own without a task: the apply task answers them.
+//! of their own without a task each: the task that answers an entry answers all of its sends.
 
 use std::{
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -34,9 +31,6 @@ const HELD_BYTES_MAX: usize = 64 << 20;
 /// Pause before a request is tried again when the role has not changed meanwhile: the addressed
 /// leader was just stepping down, or its connection broke.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
-
-/// Bytes of requests that wait for a leader now.
-static HELD_BYTES: AtomicUsize = AtomicUsize::new(0);
 
 /// The dispatcher of one connection.
 pub(super) fn dispatcher(
@@ -87,7 +81,7 @@ fn respond(
     }
 }
 
-/// The fast way of a send on the leader: laid out here, answered by the apply task.
+/// The fast way of a send on the leader: laid out here, answered with its entry.
 fn start_send(
     broker: &Arc<Broker>,
     connection: &Arc<Connection>,
@@ -292,8 +286,8 @@ impl<'a> Hold<'a> {
     /// `None` when too much is waiting already.
     fn begin(broker: &'a Broker, command: &RemotingCommand) -> Option<Self> {
         let bytes = command.body.len() + 512;
-        if HELD_BYTES.fetch_add(bytes, Ordering::Relaxed) + bytes > HELD_BYTES_MAX {
-            HELD_BYTES.fetch_sub(bytes, Ordering::Relaxed);
+        if broker.held_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > HELD_BYTES_MAX {
+            broker.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
             broker.metrics.limit_reached("held_bytes_max");
             return None;
         }
@@ -304,7 +298,9 @@ impl<'a> Hold<'a> {
 
 impl Drop for Hold<'_> {
     fn drop(&mut self) {
-        HELD_BYTES.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.broker
+            .held_bytes
+            .fetch_sub(self.bytes, Ordering::Relaxed);
         self.broker.metrics.requests.held_requests.dec();
     }
 }

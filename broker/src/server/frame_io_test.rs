@@ -1,6 +1,6 @@
 //! Tests of frames over a stream.
 
-use bytes::BufMut;
+use bytes::{BufMut, Bytes};
 use raftmq_remoting::{RequestCode, ResponseCode};
 
 use super::*;
@@ -28,22 +28,16 @@ fn ends(bytes: usize) -> (Stream, Stream) {
 
 #[tokio::test]
 async fn frames_of_every_size_arrive_in_order() {
-    let sizes = [
-        0,
-        1,
-        WRITE_COPY_BYTES_MAX,
-        WRITE_COPY_BYTES_MAX + 1,
-        WRITE_BATCH_BYTES,
-        3 << 20,
-    ];
+    let sizes = [0, 1, 4096, 4097, WRITE_BUFFER_BYTES_KEPT, 3 << 20];
     // A stream of 1000 bytes cuts frames at every place.
     let (near, far) = ends(1000);
-    let (_reader, writer, task) = open(near, LONG);
-    let (mut reader, _writer, _task) = open(far, LONG);
+    let (_reader, mut writer) = open(near, LONG);
+    let (mut reader, _writer) = open(far, LONG);
     let sender = tokio::spawn(async move {
         for (opaque, size) in (0..).zip(sizes) {
-            writer.send(request(opaque, body(size))).await.unwrap();
+            writer.send(&request(opaque, body(size))).await.unwrap();
         }
+        writer.finish().await.unwrap();
     });
     for (opaque, size) in (0..).zip(sizes) {
         let command = reader.next().await.unwrap().unwrap();
@@ -51,7 +45,24 @@ async fn frames_of_every_size_arrive_in_order() {
     }
     sender.await.unwrap();
     assert!(reader.next().await.unwrap().is_none());
-    task.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_write_empties_its_buffer_and_keeps_its_memory_unless_it_is_large() {
+    let (near, far) = ends(8 << 20);
+    let (_reader, mut writer) = open(near, LONG);
+    let (mut reader, _writer) = open(far, LONG);
+    let mut buffer = BytesMut::new();
+    frame::encode(&request(1, body(100)), &mut buffer);
+    frame::encode(&request(2, body(100)), &mut buffer);
+    writer.write(&mut buffer).await.unwrap();
+    assert!(buffer.is_empty() && buffer.capacity() > 0);
+    frame::encode(&request(3, body(1 << 20)), &mut buffer);
+    writer.write(&mut buffer).await.unwrap();
+    assert_eq!(buffer.capacity(), 0);
+    for opaque in 1..=3 {
+        assert_eq!(reader.next().await.unwrap().unwrap().opaque, opaque);
+    }
 }
 
 #[tokio::test]
@@ -61,53 +72,43 @@ async fn a_stream_that_ends_inside_a_frame_is_an_error() {
     frame::encode(&request(1, body(10)), &mut frame);
     near.write_all(&frame[..frame.len() - 1]).await.unwrap();
     drop(near);
-    let (mut reader, _writer, _task) = open(far, LONG);
-    assert!(matches!(reader.next().await, Err(ReadError::Io(_))));
+    let (mut reader, _writer) = open(far, LONG);
+    assert!(matches!(reader.next().await, Err(ConnectionError::Io(_))));
 }
 
 #[tokio::test]
 async fn bytes_that_are_no_frame_are_an_error() {
     let (mut near, far) = ends(1000);
     near.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-    let (mut reader, _writer, _task) = open(far, LONG);
-    assert!(matches!(reader.next().await, Err(ReadError::Frame(_))));
+    let (mut reader, _writer) = open(far, LONG);
+    assert!(matches!(
+        reader.next().await,
+        Err(ConnectionError::Frame(_))
+    ));
 }
 
 #[tokio::test]
 async fn a_silent_connection_is_idle() {
     let (_near, far) = ends(1000);
-    let (mut reader, _writer, _task) = open(far, Duration::from_millis(1));
-    assert!(matches!(reader.next().await, Err(ReadError::Idle(_))));
+    let (mut reader, _writer) = open(far, Duration::from_millis(1));
+    assert!(matches!(reader.next().await, Err(ConnectionError::Idle(_))));
 }
 
 #[tokio::test]
-async fn a_slow_reader_bounds_the_bytes_that_wait_and_nothing_is_lost() {
-    let (near, far) = ends(1000);
-    let (_reader, writer, _task) = open(near, LONG);
-    let one = WRITE_QUEUE_BYTES_MAX / 4;
-    // Four bodies with their headers exceed the limit.
-    for opaque in 0..3 {
-        writer.send(request(opaque, body(one))).await.unwrap();
-    }
-    let mut fourth = Box::pin(writer.send(request(3, body(one))));
-    assert!(futures::poll!(&mut fourth).is_pending());
-    let (mut reader, _writer, _task) = open(far, LONG);
-    for opaque in 0..3 {
-        assert_eq!(reader.next().await.unwrap().unwrap().opaque, opaque);
-    }
-    fourth.await.unwrap();
-    assert_eq!(reader.next().await.unwrap().unwrap().opaque, 3);
+async fn a_peer_that_takes_nothing_is_an_error() {
+    let (near, _far) = ends(1000);
+    let (_reader, mut writer) = open(near, LONG);
+    writer.stall_timeout = Duration::from_millis(1);
+    let error = writer.send(&request(1, body(2000))).await.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
 }
 
 #[tokio::test]
-async fn senders_learn_that_the_connection_is_gone() {
+async fn a_peer_that_is_gone_is_an_error() {
     let (near, far) = ends(1000);
-    let (_reader, writer, task) = open(near, LONG);
+    let (_reader, mut writer) = open(near, LONG);
     drop(far);
-    writer.send(request(1, Bytes::new())).await.unwrap();
-    assert!(task.await.unwrap().is_err());
-    writer.closed().await;
-    assert_eq!(writer.send(request(2, Bytes::new())).await, Err(Closed));
+    assert!(writer.send(&request(1, Bytes::new())).await.is_err());
 }
 
 #[tokio::test]
@@ -117,20 +118,16 @@ async fn a_client_takes_the_response_to_its_own_request() {
     let mut listener = net.bind(address).await.unwrap();
     let server = tokio::spawn(async move {
         let accepted = listener.accept().await.unwrap();
-        let (mut reader, writer, _task) = open(accepted.stream, LONG);
+        let (mut reader, mut writer) = open(accepted.stream, LONG);
         let asked = reader.next().await.unwrap().unwrap();
         // A push, and the response to another request.
-        writer
-            .send(request(asked.opaque, Bytes::new()))
-            .await
-            .unwrap();
+        let push = request(asked.opaque, Bytes::new());
+        writer.send(&push).await.unwrap();
         let mut other = RemotingCommand::response_to(&asked, ResponseCode::SYSTEM_ERROR);
         other.opaque += 1;
-        writer.send(other).await.unwrap();
-        writer
-            .send(RemotingCommand::response_to(&asked, ResponseCode::SUCCESS))
-            .await
-            .unwrap();
+        writer.send(&other).await.unwrap();
+        let own = RemotingCommand::response_to(&asked, ResponseCode::SUCCESS);
+        writer.send(&own).await.unwrap();
         assert!(reader.next().await.unwrap().is_none());
     });
     let mut client = FrameClient::connect(&net, "127.0.0.1:1").await.unwrap();
