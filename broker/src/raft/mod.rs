@@ -4,6 +4,7 @@
 //! request to the leader, change the group. Raft's tasks run on a runtime of their own with one
 //! thread, so that a burst of client work never delays a heartbeat.
 
+mod dead_leader;
 mod forward;
 mod log_store;
 mod machine;
@@ -40,12 +41,8 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-pub use self::{
-    forward::ForwardError,
-    server::{ForwardHandler, ForwardOutcome},
-    watch_role::Role,
-};
 use self::{
+    dead_leader::DeadLeader,
     forward::Forwarder,
     log_store::{LogStore, SnapshotBoundary},
     machine::{RaftMachine, RaftMachineParts},
@@ -53,6 +50,11 @@ use self::{
     server::RaftServer,
     transport::Transport,
     types::{Batch, Callback, TypeConfig},
+};
+pub use self::{
+    forward::ForwardError,
+    server::{ForwardHandler, ForwardOutcome},
+    watch_role::Role,
 };
 use crate::{
     checkpoint::{CheckpointWriter, Checkpoints, MembershipRecord},
@@ -238,7 +240,7 @@ impl Consensus {
             net: parts.net,
             local: local.clone(),
         };
-        let store = LogStore::new(log, Arc::clone(&boundary));
+        let store = LogStore::new(Arc::clone(&log), Arc::clone(&boundary));
         let (id, network) = (local.id, transport.clone());
         let raft = runtime
             .spawn(Raft::new(id, config, network, store, machine))
@@ -248,6 +250,7 @@ impl Consensus {
             raft: raft.clone(),
             local: local.clone(),
             boundary,
+            dead_leader: DeadLeader::new(id, raft.clone(), Arc::clone(&log), transport.clone()),
             forwards: parts.forwards,
         });
         let listener = parts.listener;

@@ -13,6 +13,7 @@ use tokio::{
 };
 
 use super::{
+    dead_leader::DeadLeader,
     log_store::SnapshotBoundary,
     machine::RaftMachine,
     peer::{self, Local, PeerConnection, PeerReader},
@@ -55,6 +56,7 @@ pub(crate) struct RaftServer {
     pub raft: Raft<TypeConfig, RaftMachine>,
     pub local: Local,
     pub boundary: SnapshotBoundary,
+    pub dead_leader: Arc<DeadLeader>,
     pub forwards: Arc<dyn ForwardHandler>,
 }
 
@@ -95,7 +97,11 @@ impl RaftServer {
     async fn connection(self: Arc<Self>, accepted: Accepted) -> Result<(), io::Error> {
         let (connection, hello) = peer::accept(accepted.stream, &self.local).await?;
         match hello.channel {
-            Channel::Append | Channel::Heartbeat => self.append_stream(connection).await,
+            Channel::Append | Channel::Heartbeat => {
+                let result = self.append_stream(connection).await;
+                self.dead_leader.connection_ended(hello.from);
+                result
+            }
             Channel::Control => self.control(connection).await,
             Channel::Forward => self.forward(connection).await,
         }

@@ -1,0 +1,274 @@
+//! A leader whose process has died is replaced at once, without waiting for the election timeout.
+//!
+//! When a connection that the leader sends on ends, this node dials the leader's Raft port. If the
+//! leader's machine refuses the connection, the machine is there and nobody listens: the process is
+//! dead. The survivor with the most complete log then stands for election the way a leadership
+//! transfer does, so that the others vote although they heard from the leader a moment ago.
+//! Everything else (no answer, a partition, a paused process) is left to the election timeout.
+//!
+//! Raft's safety does not depend on when an election happens, and no read here relies on a lease, so
+//! a wrong guess costs a change of leaders and nothing else.
+
+use std::{
+    cmp::Reverse,
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::future::join_all;
+use openraft::{
+    BasicNode, Raft,
+    network::{RPCOption, RaftNetworkFactory, RaftNetworkV2},
+    raft::{TransferLeaderRequest, VoteRequest, VoteResponse},
+};
+use raftmq_store::CommitLog;
+use tokio::time::{sleep, timeout};
+
+use super::{
+    machine::RaftMachine,
+    transport::Transport,
+    types::{LogId, TypeConfig, Vote, log_id},
+};
+
+/// Longest wait for a refused connection, and for a survivor's answer. A machine on the same
+/// network needs a millisecond; whoever is slower is left to the election timeout.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(50);
+/// How often the port is dialed: the system may close the connections of a dying process before
+/// its listener.
+const DIALS: u32 = 3;
+/// Pause before another dial.
+const DIAL_PAUSE: Duration = Duration::from_millis(5);
+/// Head start of each survivor before the next in rank. An election takes two syncs and two round
+/// trips; two candidates at once would both fail and wait for the election timeout.
+const HEAD_START: Duration = Duration::from_millis(60);
+
+/// Watches for the death of the leader's process.
+pub(super) struct DeadLeader {
+    id: u64,
+    raft: Raft<TypeConfig, RaftMachine>,
+    log: Arc<CommitLog>,
+    transport: Transport,
+    /// A suspicion is being looked into; a dying process ends several connections at once.
+    checking: AtomicBool,
+}
+
+/// What a survivor knows of the group when the leader is suspected.
+struct View {
+    vote: Vote,
+    leader_address: String,
+    /// The other voters but the leader.
+    survivors: Vec<(u64, BasicNode)>,
+    voters: usize,
+    last: Option<LogId>,
+}
+
+impl std::fmt::Debug for DeadLeader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DeadLeader")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
+    }
+}
+
+impl DeadLeader {
+    pub(super) fn new(
+        id: u64,
+        raft: Raft<TypeConfig, RaftMachine>,
+        log: Arc<CommitLog>,
+        transport: Transport,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            raft,
+            log,
+            transport,
+            checking: AtomicBool::new(false),
+        })
+    }
+
+    /// Takes note that a connection on which `peer` sends entries or heartbeats has ended.
+    pub(super) fn connection_ended(self: &Arc<Self>, peer: u64) {
+        if self.checking.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let this = Arc::clone(self);
+        tokio::spawn(async move {
+            this.replace(peer).await;
+            this.checking.store(false, Ordering::SeqCst);
+        });
+    }
+
+    /// Stands for election if `peer` leads, its process is dead, and it is this node's turn.
+    async fn replace(&self, peer: u64) {
+        let Some(view) = self.view(peer).await else {
+            return;
+        };
+        if !self.is_dead(&view.leader_address).await {
+            return;
+        }
+        let answers = self.ask(&view).await;
+        let Some(rank) = rank(self.id, view.last, &view.vote, view.voters, &answers) else {
+            return;
+        };
+        sleep(HEAD_START * rank).await;
+        tracing::info!(
+            leader = peer,
+            rank,
+            "the leader's process is dead; stand for election"
+        );
+        // Raft compares the vote: if another leader was elected meanwhile, nothing happens.
+        let request = TransferLeaderRequest::new(view.vote, self.id, view.last);
+        match self.raft.handle_transfer_leader(request).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "no election ahead of time"),
+            Err(error) => tracing::debug!(%error, "no election ahead of time"),
+        }
+    }
+
+    /// `None` when `peer` does not lead or this node does not vote.
+    async fn view(&self, peer: u64) -> Option<View> {
+        let id = self.id;
+        let last = self.log.last_id().map(log_id);
+        let view = self.raft.with_raft_state(move |state| {
+            let vote = *state.vote_ref();
+            let membership = state.membership_state.effective();
+            let voters: Vec<u64> = membership.voter_ids().collect();
+            if !vote.committed || vote.leader_id.voted_for != peer || !voters.contains(&id) {
+                return None;
+            }
+            let survivors = voters.iter().filter(|voter| ![id, peer].contains(voter));
+            Some(View {
+                vote,
+                leader_address: membership.get_node(&peer)?.addr.clone(),
+                survivors: survivors
+                    .filter_map(|voter| Some((*voter, membership.get_node(voter)?.clone())))
+                    .collect(),
+                voters: voters.len(),
+                last,
+            })
+        });
+        view.await.ok()?
+    }
+
+    async fn is_dead(&self, address: &str) -> bool {
+        for dial in 0..DIALS {
+            if dial > 0 {
+                sleep(DIAL_PAUSE).await;
+            }
+            match timeout(ANSWER_TIMEOUT, self.transport.net.connect(address)).await {
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => return true,
+                // It listens, at least still.
+                Ok(Ok(_)) => {}
+                Ok(Err(_)) | Err(_) => return false,
+            }
+        }
+        false
+    }
+
+    /// Asks the other survivors for the end of their log and their vote. A pre-vote does that and
+    /// changes nothing.
+    async fn ask(&self, view: &View) -> Vec<(u64, VoteResponse<TypeConfig>)> {
+        let request = VoteRequest::new(view.vote, view.last);
+        let asked = view.survivors.iter().map(|(id, node)| {
+            let (mut transport, request) = (self.transport.clone(), request.clone());
+            async move {
+                let mut client = transport.new_client(*id, node).await;
+                let answer = client
+                    .pre_vote(request, RPCOption::new(ANSWER_TIMEOUT))
+                    .await;
+                answer.ok().map(|answer| (*id, answer))
+            }
+        });
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+}
+
+/// How many survivors come before node `id`: those with more of the log, and of equals the ones
+/// with a smaller id. `None` when an election makes no sense: too few survivors for a quorum, or
+/// one of them has moved on to a later vote.
+fn rank(
+    id: u64,
+    last: Option<LogId>,
+    vote: &Vote,
+    voters: usize,
+    answers: &[(u64, VoteResponse<TypeConfig>)],
+) -> Option<u32> {
+    let quorum = voters / 2 + 1;
+    if answers.len() + 1 < quorum || answers.iter().any(|(_, answer)| answer.vote > *vote) {
+        return None;
+    }
+    let before = answers
+        .iter()
+        .filter(|(other, answer)| (answer.last_log_id, Reverse(*other)) > (last, Reverse(id)));
+    u32::try_from(before.count()).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::vote::leader_id_std::LeaderId;
+
+    use super::*;
+
+    fn vote(term: u64) -> Vote {
+        Vote {
+            leader_id: LeaderId { term, voted_for: 1 },
+            committed: true,
+        }
+    }
+
+    fn at(index: u64) -> Option<LogId> {
+        Some(LogId::new_term_index(3, index))
+    }
+
+    fn answer(id: u64, index: u64) -> (u64, VoteResponse<TypeConfig>) {
+        (id, VoteResponse::new(vote(3), at(index), false))
+    }
+
+    fn rank_of(id: u64, index: u64, answers: &[(u64, VoteResponse<TypeConfig>)]) -> Option<u32> {
+        rank(id, at(index), &vote(3), answers.len() + 2, answers)
+    }
+
+    #[test]
+    fn the_most_complete_log_goes_first_then_the_smaller_id() {
+        assert_eq!(rank_of(2, 9, &[answer(3, 8)]), Some(0));
+        assert_eq!(rank_of(2, 9, &[answer(3, 10)]), Some(1));
+        assert_eq!(rank_of(2, 9, &[answer(3, 9)]), Some(0));
+        assert_eq!(rank_of(3, 9, &[answer(2, 9)]), Some(1));
+        let others = [answer(2, 9), answer(3, 12), answer(5, 9)];
+        assert_eq!(rank_of(4, 9, &others), Some(2));
+    }
+
+    #[test]
+    fn survivors_that_see_each_other_have_different_ranks() {
+        let logs = [(2, 7), (3, 9), (4, 9), (5, 8)];
+        let mut ranks: Vec<u32> = logs
+            .iter()
+            .map(|(id, index)| {
+                let others: Vec<_> = logs
+                    .iter()
+                    .filter(|(other, _)| other != id)
+                    .map(|(other, index)| answer(*other, *index))
+                    .collect();
+                rank_of(*id, *index, &others).unwrap()
+            })
+            .collect();
+        ranks.sort_unstable();
+        assert_eq!(ranks, [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn without_a_quorum_or_after_a_later_vote_nobody_stands() {
+        assert_eq!(rank(2, at(9), &vote(3), 3, &[]), None);
+        assert_eq!(rank(2, at(9), &vote(3), 5, &[answer(3, 1)]), None);
+        assert_eq!(
+            rank(2, at(9), &vote(3), 5, &[answer(3, 1), answer(4, 1)]),
+            Some(0)
+        );
+        let later = (3, VoteResponse::new(vote(4), at(1), false));
+        assert_eq!(rank(2, at(9), &vote(3), 3, &[later]), None);
+    }
+}
