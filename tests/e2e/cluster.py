@@ -39,6 +39,8 @@ class Broken(Exception):
 class Checks:
     """Prints PASS or FAIL for each check and remembers whether one failed."""
 
+    any_failed = False
+
     def __init__(self):
         self.failed = 0
 
@@ -48,6 +50,7 @@ class Checks:
             print(f"PASS {name}")
         else:
             self.failed += 1
+            Checks.any_failed = True
             print(f"FAIL {name}: {detail}")
         return ok
 
@@ -247,6 +250,9 @@ def temporary_folder():
     except BaseException:
         print(f"data and logs: {folder}", file=sys.stderr)
         raise
+    if Checks.any_failed:
+        print(f"data and logs: {folder}", file=sys.stderr)
+        return
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -9,6 +9,7 @@ import java.util.ArrayList;
 import java.util.Arrays;
 import java.util.List;
 import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.CountDownLatch;
 import java.util.concurrent.LinkedBlockingQueue;
 import java.util.concurrent.TimeUnit;
 import java.util.concurrent.atomic.AtomicLong;
@@ -22,8 +23,9 @@ import org.apache.rocketmq.common.message.Message;
  *
  * A producer with default settings. Each message's body begins with its number and a blank; numbers
  * are unique within the run. OUTFILE gets a line per acknowledged send
- * {@code number queueId queueOffset startMicros endMicros} (wall clock) and per failed one
- * {@code FAIL number startMicros endMicros reason}. The summary goes to standard output.
+ * {@code number queueId queueOffset startMicros endMicros msgId} (wall clock) and per failed one
+ * {@code FAIL number startMicros endMicros reason}. The summary goes to standard output. SIGTERM ends
+ * the run early, in order: what was sent is in OUTFILE and the summary is printed.
  */
 public final class LoadProducer {
     private final DefaultMQProducer producer;
@@ -35,6 +37,8 @@ public final class LoadProducer {
     private final List<long[]> acked = new ArrayList<>();
     private final long wallBase = System.currentTimeMillis() * 1000;
     private final long nanoBase = System.nanoTime();
+    private final CountDownLatch stopping = new CountDownLatch(1);
+    private final CountDownLatch finished = new CountDownLatch(1);
     private volatile boolean stop;
 
     private LoadProducer(DefaultMQProducer producer, String topic, int bodySize) {
@@ -52,8 +56,10 @@ public final class LoadProducer {
         producer.setNamesrvAddr(args[0]);
         producer.start();
         LoadProducer load = new LoadProducer(producer, args[1], Integer.parseInt(args[4]));
+        Runtime.getRuntime().addShutdownHook(new Thread(load::endEarly, "end-early"));
         load.run(Integer.parseInt(args[2]), Integer.parseInt(args[3]), args[5]);
         producer.shutdown();
+        load.finished.countDown();
         System.exit(load.acked.isEmpty() ? 1 : 0);
     }
 
@@ -67,7 +73,7 @@ public final class LoadProducer {
             sender.start();
             senders.add(sender);
         }
-        TimeUnit.SECONDS.sleep(seconds);
+        stopping.await(seconds, TimeUnit.SECONDS);
         stop = true;
         for (Thread sender : senders) {
             sender.join();
@@ -76,6 +82,16 @@ public final class LoadProducer {
         lines.put("");
         writer.join();
         summary(begin, end);
+    }
+
+    /** The JVM ends when this returns; a send in flight may take as long as its retries do. */
+    private void endEarly() {
+        stopping.countDown();
+        try {
+            finished.await(20, TimeUnit.SECONDS);
+        } catch (InterruptedException e) {
+            Thread.currentThread().interrupt();
+        }
     }
 
     private long micros() {
@@ -96,7 +112,7 @@ public final class LoadProducer {
                             acked.add(new long[] {begin, end});
                         }
                         lines.put(number + " " + result.getMessageQueue().getQueueId() + " " + result.getQueueOffset()
-                            + " " + begin + " " + end);
+                            + " " + begin + " " + end + " " + result.getMsgId());
                         continue;
                     }
                     reason = result.getSendStatus().name();
