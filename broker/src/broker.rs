@@ -25,7 +25,8 @@ use crate::{
 pub struct Broker {
     /// Configuration, validated.
     pub config: BrokerConfig,
-    /// Address clients dial, `brokerIP1:listenPort`; part of every offset message id.
+    /// Address at which clients find the leader: `leaderServiceAddress`, else
+    /// `brokerIP1:listenPort`. Part of every offset message id.
     pub store_host: SocketAddr,
     /// Wall clock.
     pub clock: Arc<dyn Clock>,
@@ -127,16 +128,5 @@ impl Broker {
     #[must_use]
     pub fn disk_is_full(&self) -> bool {
         self.disk_full.load(Ordering::Relaxed)
-    }
-
-    /// `brokerId` of this node: 0 for the leader, else its Raft node id, which is the number in
-    /// its DLedger id plus one, as RocketMQ counts.
-    #[must_use]
-    pub fn broker_id(&self) -> u64 {
-        if self.is_serving() {
-            0
-        } else {
-            self.config.raft.self_id
-        }
     }
 }

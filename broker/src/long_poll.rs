@@ -38,6 +38,8 @@ impl Parked {
 struct Inner {
     queues: HashMap<u32, Vec<Parked>>,
     next_id: u64,
+    /// Nobody is to wait any more.
+    closed: bool,
 }
 
 /// All parked pulls of this node. Owns its lock; taken for a map operation only.
@@ -92,6 +94,22 @@ impl LongPoll {
             id,
             woken,
         }
+    }
+
+    /// Wakes all and lets nobody wait any more: the process stops.
+    pub(crate) fn close(&self) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.closed = true;
+        // Dropping the senders reads as a wake.
+        inner.queues.clear();
+        self.count.store(0, Ordering::SeqCst);
+    }
+
+    /// Whether a pull that finds nothing is to be answered instead of parked.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.closed
     }
 
     /// Number of pulls parked now.
@@ -166,6 +184,18 @@ mod tests {
         tagged.woken().await;
         assert!(other_queue.woken.try_recv().is_err());
         assert_eq!(poll.parked(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_stop_wakes_everybody_and_lets_nobody_wait() {
+        let poll = Arc::new(LongPoll::default());
+        let mut ticket = poll.park(1, None);
+        assert!(!poll.is_closed());
+        poll.close();
+        ticket.woken().await;
+        assert!(poll.is_closed());
+        drop(ticket);
+        assert_eq!(poll.parked(), 0);
     }
 
     #[test]

@@ -251,6 +251,8 @@ pub struct RaftMetrics {
     pub leader_changes_total: IntCounter,
     /// Snapshots (checkpoints) this node has received and installed.
     pub snapshots_installed_total: IntCounter,
+    /// Connections refused because the peer returned with another disk.
+    pub refused_peers_total: IntCounter,
     node: IntGaugeVec,
     role: IntGaugeVec,
     term: IntGauge,
@@ -276,6 +278,10 @@ impl RaftMetrics {
             snapshots_installed_total: counter(
                 "raft_snapshots_installed_total",
                 "Snapshots received and installed.",
+            ),
+            refused_peers_total: counter(
+                "raft_refused_peers_total",
+                "Connections with nodes that returned with another disk.",
             ),
             node: labelled(
                 "node_info",

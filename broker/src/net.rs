@@ -6,6 +6,7 @@
 use std::fmt::Debug;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
@@ -14,8 +15,18 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 
 use crate::limits::{ACCEPT_BACKLOG, CONNECT_TIMEOUT};
 
+use self::resolver::Resolver;
+
 #[cfg(test)]
 pub(crate) mod memory;
+mod resolver;
+
+/// The names of this process; one name service answers all of them.
+static RESOLVER: LazyLock<Resolver> = LazyLock::new(|| {
+    Resolver::new(Box::new(|address| {
+        Box::pin(async move { lookup_host(address).await.map(Iterator::collect) })
+    }))
+});
 
 /// Pause before `accept` is tried again when the process is out of file descriptors. Unit: ms.
 /// Accepting again at once would spin, because the waiting connection stays in the backlog.
@@ -144,7 +155,7 @@ fn is_listener_broken(error: &io::Error) -> bool {
 /// Tries every address the name resolves to, in order.
 async fn connect_any(address: &str) -> io::Result<TcpStream> {
     let mut last_error = None;
-    for resolved in lookup_host(address).await? {
+    for resolved in RESOLVER.resolve(address).await? {
         match connect_one(resolved).await {
             Ok(stream) => return Ok(stream),
             Err(error) => last_error = Some(error),
@@ -184,7 +195,7 @@ fn socket_for(address: SocketAddr) -> io::Result<TcpSocket> {
 
 /// The first address that `address`, a `host:port`, resolves to.
 pub async fn resolve(address: &str) -> io::Result<SocketAddr> {
-    let first = lookup_host(address).await?.next();
+    let first = RESOLVER.resolve(address).await?.first().copied();
     first.ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::NotFound,

@@ -180,6 +180,11 @@ impl Proposer {
         receiver.await.unwrap_or(Err(SubmitError::Unknown))
     }
 
+    /// Whether nothing waits and nothing has an unknown outcome.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) == 0
+    }
+
     /// Refuses everything from now on; what waits is answered.
     pub(crate) fn close(&self) {
         let waiting = {

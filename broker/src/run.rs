@@ -36,6 +36,10 @@ use crate::{
 
 /// How long a stopping leader tries to hand over before it stops anyway.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the entries of a leader that handed over may take to be committed by the next one, and
+/// the pause between two looks.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
+const SETTLE_POLL: Duration = Duration::from_millis(1);
 /// How long name servers get to take the broker out.
 const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(2);
 /// `httpPort` when the file does not set it, and how many ports from there on are tried.
@@ -66,9 +70,14 @@ pub enum RunError {
         /// The system's answer.
         source: io::Error,
     },
-    /// `brokerIP1` is not an address clients can dial.
-    #[error("brokerIP1={0} cannot be resolved to an address; set it to the address clients dial")]
-    Address(String),
+    /// `brokerIP1` or `leaderServiceAddress` is not an address clients can dial.
+    #[error("{key}={value} cannot be resolved to an address; set it to the address clients dial")]
+    Address {
+        /// Key.
+        key: &'static str,
+        /// Its value.
+        value: String,
+    },
     /// Raft could not be started.
     #[error("start raft: {0}")]
     Raft(io::Error),
@@ -134,6 +143,7 @@ pub async fn run_broker(
     let consensus = Consensus::start(ConsensusParts {
         cluster: config.cluster_name.clone(),
         raft: config.raft.clone(),
+        incarnation: opened.incarnation,
         addresses: addresses(&config),
         net: Arc::clone(&net),
         listener: raft_listener,
@@ -143,6 +153,7 @@ pub async fn run_broker(
         membership: opened.membership,
         checkpoint_physical: opened.checkpoint_physical,
         forwards: Arc::new(ForwardedRequests(Arc::downgrade(&broker), runtime)),
+        metrics: Arc::clone(&metrics),
     })
     .await
     .map_err(RunError::Raft)?;
@@ -187,8 +198,10 @@ async fn serve_until(
         &unregistering,
     );
     let mut tasks = background_tasks(&broker);
-    let clients = Arc::clone(&broker);
-    servers.spawn(async move { Ok(server::serve(clients, client_listener, ports_closing).await?) });
+    let (leave_clients, clients_leaving) = watch::channel(false);
+    let served = Arc::clone(&broker);
+    let mut clients =
+        tokio::spawn(async move { server::serve(served, client_listener, clients_leaving).await });
     tracing::info!(
         broker = config.broker_name,
         address = config.broker_address(),
@@ -197,35 +210,11 @@ async fn serve_until(
     );
     let ended = tokio::select! {
         biased;
-        _ = shutdown.wait_for(|stop| *stop) => None,
-        ended = servers.join_next() => ended,
+        _ = shutdown.wait_for(|stop| *stop) => Ok(()),
+        Some(ended) = servers.join_next() => ended.map_err(io::Error::other)?,
+        ended = &mut clients => Ok(ended.map_err(io::Error::other)??),
     };
-    stop(&broker, registrar, &unregister, &close_ports).await;
-    tasks.shutdown().await;
-    match ended {
-        Some(ended) => ended.map_err(io::Error::other)?,
-        None => Ok(()),
-    }
-}
-
-/// Stops in an order that costs clients least: hand over, leave the name servers, close.
-async fn stop(
-    broker: &Broker,
-    registrar: Registrar,
-    unregister: &watch::Sender<bool>,
-    close_ports: &watch::Sender<bool>,
-) {
-    let Some(consensus) = broker.consensus() else {
-        return;
-    };
-    if broker.is_serving() && broker.config.raft.peers.len() > 1 {
-        match timeout(HAND_OVER_TIMEOUT, consensus.transfer_leader(None)).await {
-            Ok(Ok(to)) => tracing::info!(to, "handed the leadership over"),
-            Ok(Err(error)) => tracing::warn!(%error, "hand over"),
-            Err(_) => tracing::warn!("nobody took the leadership over in time"),
-        }
-    }
-    broker.offset_commits.flush(broker).await;
+    hand_over(&broker).await;
     unregister.send_replace(true);
     if timeout(UNREGISTER_TIMEOUT, registrar.stopped())
         .await
@@ -233,6 +222,47 @@ async fn stop(
     {
         tracing::warn!("a name server did not take the broker out in time");
     }
+    leave_clients.send_replace(true);
+    if !clients.is_finished()
+        && let Err(error) = clients.await
+    {
+        tracing::warn!(%error, "close client connections");
+    }
+    close(&broker, &close_ports).await;
+    tasks.shutdown().await;
+    ended
+}
+
+/// Makes another node lead, if this one does, and waits for the outcome of what it proposed: the
+/// new leader commits that, and this node has to stay until it has heard.
+async fn hand_over(broker: &Broker) {
+    let Some(consensus) = broker.consensus() else {
+        return;
+    };
+    broker.offset_commits.flush(broker).await;
+    let voters = consensus.status().borrow().voters.len();
+    if broker.is_serving() && voters > 1 {
+        match timeout(HAND_OVER_TIMEOUT, consensus.transfer_leader(None)).await {
+            Ok(Ok(to)) => tracing::info!(to, "handed the leadership over"),
+            Ok(Err(error)) => tracing::warn!(%error, "hand over"),
+            Err(_) => tracing::warn!("nobody took the leadership over in time"),
+        }
+    }
+    let settled = async {
+        while !broker.proposer().is_idle() {
+            sleep(SETTLE_POLL).await;
+        }
+    };
+    if timeout(SETTLE_TIMEOUT, settled).await.is_err() {
+        tracing::warn!("the outcome of some requests is unknown");
+    }
+}
+
+/// Stops everything that is left, from the ports to the disk.
+async fn close(broker: &Broker, close_ports: &watch::Sender<bool>) {
+    let Some(consensus) = broker.consensus() else {
+        return;
+    };
     broker.proposer().close();
     close_ports.send_replace(true);
     consensus.stop().await;
@@ -326,15 +356,22 @@ fn addresses(config: &BrokerConfig) -> NodeAddresses {
     }
 }
 
-/// The address that goes into message ids. A name is resolved once.
+/// The address that goes into message ids: the one that clients find the leader at, so that ids
+/// can be dialed as long as the group exists. A name is resolved once.
 async fn store_host(config: &BrokerConfig) -> Result<SocketAddr, RunError> {
-    let unresolved = || RunError::Address(config.broker_ip1.clone());
-    if let Ok(ip) = config.broker_ip1.parse() {
-        return Ok(SocketAddr::new(ip, config.listen_port));
+    let address = config.leader_address();
+    if let Ok(address) = address.parse() {
+        return Ok(address);
     }
-    crate::net::resolve(&config.broker_address())
-        .await
-        .map_err(|_| unresolved())
+    let (key, value) = match &config.leader_service_address {
+        Some(service) => ("leaderServiceAddress", service),
+        None => ("brokerIP1", &config.broker_ip1),
+    };
+    let unresolved = |_| RunError::Address {
+        key,
+        value: value.clone(),
+    };
+    crate::net::resolve(&address).await.map_err(unresolved)
 }
 
 /// Name servers to register with: the configured ones, and the one inside this process.

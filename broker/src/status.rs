@@ -43,6 +43,10 @@ pub struct RaftStatus {
     pub not_ready_reason: Option<String>,
     /// Where this node is reached.
     pub addresses: NodeAddresses,
+    /// Tells the disk of this node from another one under the same node id.
+    pub incarnation: String,
+    /// Whether this node belongs to a formed group: its log has a membership.
+    pub initialized: bool,
 }
 
 impl RaftStatus {
@@ -67,6 +71,8 @@ impl RaftStatus {
             ready,
             not_ready_reason: _,
             addresses,
+            incarnation,
+            initialized,
         } = self;
         *role != other.role
             || *term != other.term
@@ -78,6 +84,8 @@ impl RaftStatus {
             || *node_id != other.node_id
             || *group != other.group
             || *cluster != other.cluster
+            || *incarnation != other.incarnation
+            || *initialized != other.initialized
     }
 }
 
@@ -118,6 +126,8 @@ pub struct Member {
     pub id: u64,
     /// Raft address, `host:port`.
     pub address: String,
+    /// Incarnation that its data folder must have; empty = any.
+    pub incarnation: String,
 }
 
 /// How far another node has come, as the leader sees it.
@@ -154,6 +164,7 @@ pub(crate) mod sample {
         let member = |id: u64| Member {
             id,
             address: format!("127.0.0.1:4091{id}"),
+            incarnation: format!("disk-{id}"),
         };
         RaftStatus {
             cluster: "DefaultCluster".to_owned(),
@@ -180,6 +191,8 @@ pub(crate) mod sample {
                 raft: "127.0.0.1:40911".to_owned(),
                 http: "127.0.0.1:5557".to_owned(),
             },
+            incarnation: "disk-1".to_owned(),
+            initialized: true,
         }
     }
 }
@@ -207,9 +220,9 @@ mod tests {
             "cluster": "DefaultCluster", "group": "broker-a", "nodeId": 1,
             "role": "LEADER", "term": 7, "leader": 1,
             "voters": [
-                {"id": 1, "address": "127.0.0.1:40911"},
-                {"id": 2, "address": "127.0.0.1:40912"},
-                {"id": 3, "address": "127.0.0.1:40913"},
+                {"id": 1, "address": "127.0.0.1:40911", "incarnation": "disk-1"},
+                {"id": 2, "address": "127.0.0.1:40912", "incarnation": "disk-2"},
+                {"id": 3, "address": "127.0.0.1:40913", "incarnation": "disk-3"},
             ],
             "learners": [],
             "lastIndex": 120, "committedIndex": 119, "appliedIndex": 118, "purgedIndex": null,
@@ -218,6 +231,7 @@ mod tests {
             "addresses": {
                 "broker": "127.0.0.1:30911", "raft": "127.0.0.1:40911", "http": "127.0.0.1:5557",
             },
+            "incarnation": "disk-1", "initialized": true,
         });
         assert_eq!(json, expected);
     }

@@ -14,14 +14,18 @@ const NAMESRV_VARIABLE: &str = "NAMESRV_ADDR";
 /// `raftmq broker`.
 #[derive(Debug, Args)]
 pub(crate) struct BrokerArgs {
-    /// Properties file, as RocketMQ's mqbroker takes it.
+    /// Properties file, as RocketMQ's mqbroker takes it; of several, a later one wins key by key.
     #[arg(
         short,
         long = "configFile",
         visible_alias = "config",
-        value_name = "FILE"
+        value_name = "FILE",
+        required = true
     )]
-    config: PathBuf,
+    config: Vec<PathBuf>,
+    /// One key of the configuration; wins over the files. May be given several times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Name servers, separated by `;`; wins over namesrvAddr in the file.
     #[arg(
         short,
@@ -47,7 +51,7 @@ pub(crate) enum ServerError {
 }
 
 pub(crate) async fn run(args: BrokerArgs) -> Result<(), ServerError> {
-    let (mut config, warnings) = BrokerConfig::load(&args.config)?;
+    let (mut config, warnings) = BrokerConfig::load(&args.config, &args.set)?;
     for warning in &warnings {
         tracing::warn!("{warning}");
     }

@@ -1,10 +1,13 @@
 //! The command line of `raftmq`: what the commands are and what each one starts.
 
+mod admin_client;
 mod bench;
 mod broker;
+mod hand_over;
 mod local;
 mod namesrv;
 mod shutdown;
+mod status;
 
 use std::fmt::Display;
 use std::io::IsTerminal;
@@ -16,8 +19,10 @@ use tracing_subscriber::EnvFilter;
 
 use self::bench::BenchCommand;
 use self::broker::BrokerArgs;
+use self::hand_over::HandOverArgs;
 use self::local::LocalArgs;
 use self::namesrv::NamesrvArgs;
+use self::status::StatusArgs;
 
 /// Environment variable with the log filter, in the form of `tracing_subscriber::EnvFilter`.
 const LOG_VARIABLE: &str = "RAFTMQ_LOG";
@@ -41,6 +46,10 @@ enum Command {
     Broker(BrokerArgs),
     /// Run one name server.
     Namesrv(NamesrvArgs),
+    /// Make another broker of the group lead if this one does; for the stop of a machine or pod.
+    HandOver(HandOverArgs),
+    /// Show what a broker knows about its group.
+    Status(StatusArgs),
     /// Load a broker and measure it.
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -52,7 +61,9 @@ pub fn main() -> ExitCode {
     let command = CommandLine::parse().command;
     let mut builder = match &command {
         Command::Broker(_) | Command::Namesrv(_) => Builder::new_multi_thread(),
-        Command::Local(_) | Command::Bench(_) => Builder::new_current_thread(),
+        Command::Local(_) | Command::Bench(_) | Command::HandOver(_) | Command::Status(_) => {
+            Builder::new_current_thread()
+        }
     };
     let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
@@ -61,6 +72,8 @@ pub fn main() -> ExitCode {
     let result = match command {
         Command::Local(args) => text(runtime.block_on(local::run(args))),
         Command::Bench(command) => text(runtime.block_on(bench::run(&command))),
+        Command::HandOver(args) => text(runtime.block_on(hand_over::run(&args))),
+        Command::Status(args) => text(runtime.block_on(status::run(&args))),
         Command::Broker(args) => {
             start_log();
             text(runtime.block_on(broker::run(args)))
@@ -123,8 +136,12 @@ mod tests {
             "raftmq local --nodes 3 --data-dir /tmp/x",
             "raftmq local restart n2 --data-dir /tmp/x",
             "raftmq broker -c broker.conf",
+            "raftmq broker -c broker.conf -c broker-0.conf --set brokerIP1=10.0.0.7 --set a=b",
             "raftmq broker -c broker.conf -n 127.0.0.1:9876;127.0.0.1:9877",
             "raftmq namesrv",
+            "raftmq hand-over",
+            "raftmq hand-over --address 127.0.0.1:5558 --timeout 500ms",
+            "raftmq status --address 127.0.0.1:5558 --watch",
             "raftmq namesrv -c namesrv.conf",
             "raftmq bench produce -n 127.0.0.1:9876 --connections 64 --size 1024 --seconds 5",
             "raftmq bench produce -b 127.0.0.1:1 -b 127.0.0.1:2 --rate 1000 --pid n1=12",
@@ -143,6 +160,8 @@ mod tests {
             "raftmq bench produce -b 127.0.0.1:1 --rate 0",
             "raftmq bench consume -b 127.0.0.1:1 --pid me",
             "raftmq local --nodes 0",
+            "raftmq hand-over --timeout 10",
+            "raftmq broker -c broker.conf --set",
         ] {
             assert!(parse(line).is_err(), "{line}");
         }

@@ -1,11 +1,13 @@
 //! What a broker is configured with: RocketMQ's `broker.conf`, parsed and checked.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::field::Field;
 use super::peers::{self, is_host_port};
-use super::{ConfigError, Properties, RaftConfig, Report, Surroundings, Warning, keys};
+use super::{
+    ConfigError, GroupFormation, Properties, RaftConfig, Report, Surroundings, Warning, keys,
+};
 
 /// When a send is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +45,9 @@ pub struct BrokerConfig {
     pub bind_address: IpAddr,
     /// `brokerIP1`: the host clients are told to connect to.
     pub broker_ip1: String,
+    /// `leaderServiceAddress` (own key): `host:port` that always leads to the leader of the group;
+    /// registered as broker id 0 instead of this broker's own address while it leads.
+    pub leader_service_address: Option<String>,
     /// `namesrvAddr`: `host:port` each; empty when the file has none.
     pub namesrv_addrs: Vec<String>,
     /// `storePathRootDir`.
@@ -137,9 +142,27 @@ impl BrokerConfig {
     /// RocketMQ's DLedger examples.
     pub const RAFT_PORT_STEP: u16 = 30_000;
 
-    /// Reads and checks a file. The warnings are to be logged.
-    pub fn load(path: &Path) -> Result<(Self, Vec<Warning>), ConfigError> {
-        Self::parse(&super::read(path)?, &path.display().to_string())
+    /// Reads and checks files, a later one on top of an earlier one, and `KEY=VALUE` arguments on
+    /// top of all. The warnings are to be logged.
+    pub fn load(
+        paths: &[PathBuf],
+        arguments: &[String],
+    ) -> Result<(Self, Vec<Warning>), ConfigError> {
+        let mut layers = Vec::new();
+        for path in paths {
+            let text = super::read(path)?;
+            layers.push(Properties::parse(&text, &path.display().to_string())?);
+        }
+        for argument in arguments {
+            layers.push(Properties::of_argument(argument)?);
+        }
+        let mut layers = layers.into_iter();
+        let mut properties = match layers.next() {
+            Some(first) => first,
+            None => Properties::parse("", "no configuration file")?,
+        };
+        layers.for_each(|layer| properties.overlay(layer));
+        Self::of(&properties, &Surroundings::of_this_machine())
     }
 
     /// Checks the text of a file called `file_name`.
@@ -153,8 +176,14 @@ impl BrokerConfig {
         file_name: &str,
         surroundings: &Surroundings,
     ) -> Result<(Self, Vec<Warning>), ConfigError> {
-        let properties = Properties::parse(text, file_name)?;
-        let mut report = Report::new(&properties);
+        Self::of(&Properties::parse(text, file_name)?, surroundings)
+    }
+
+    fn of(
+        properties: &Properties,
+        surroundings: &Surroundings,
+    ) -> Result<(Self, Vec<Warning>), ConfigError> {
+        let mut report = Report::new(properties);
         let mut config = Self::defaults(surroundings);
         super::apply(&mut config, &keys::BROKER, &mut report);
         config.resolve(&mut report);
@@ -162,7 +191,7 @@ impl BrokerConfig {
         report.finish().map(|warnings| (config, warnings))
     }
 
-    /// `host:port` that clients are told to connect to.
+    /// `host:port` of this very broker, which clients are told to connect to while it follows.
     #[must_use]
     pub fn broker_address(&self) -> String {
         let (ip, port) = (&self.broker_ip1, self.listen_port);
@@ -171,6 +200,14 @@ impl BrokerConfig {
         } else {
             format!("{ip}:{port}")
         }
+    }
+
+    /// `host:port` that clients are told to connect to while this broker leads.
+    #[must_use]
+    pub fn leader_address(&self) -> String {
+        self.leader_service_address
+            .clone()
+            .unwrap_or_else(|| self.broker_address())
     }
 
     /// Every key with its value, defaults resolved; what `mqadmin getBrokerConfig` shows.
@@ -193,6 +230,7 @@ impl BrokerConfig {
             listen_port: 10_911,
             bind_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             broker_ip1: surroundings.local_ip.clone(),
+            leader_service_address: None,
             namesrv_addrs: Vec::new(),
             store_root: surroundings.home.join("store"),
             store_commitlog: PathBuf::new(),
@@ -206,6 +244,7 @@ impl BrokerConfig {
                 heartbeat_ms: 75,
                 election_min_ms: 225,
                 election_max_ms: 375,
+                formation: GroupFormation::Peers,
             },
             broker_role: BrokerRole::AsyncMaster,
             flush: FlushDiskType::SyncFlush,
@@ -276,6 +315,12 @@ impl BrokerConfig {
                 let text = format!("namesrvAddr must be 'host:port;...', not '{address}'");
                 report.problem("namesrvAddr", text);
             }
+        }
+        if let Some(address) = &self.leader_service_address
+            && !is_host_port(address)
+        {
+            let text = format!("leaderServiceAddress must be 'host:port', not '{address}'");
+            report.problem("leaderServiceAddress", text);
         }
         self.check_store(report);
         self.check_serving(report);

@@ -111,6 +111,14 @@ fn a_bad_value_is_an_error_that_tells_the_legal_ones() {
             "raftBindAddress=here",
             "raftBindAddress must be an IP address, not 'here'",
         ),
+        (
+            "raftFormGroup=me",
+            "raftFormGroup must be peers or admin, not 'me'",
+        ),
+        (
+            "leaderServiceAddress=10.0.0.1",
+            "leaderServiceAddress must be 'host:port', not '10.0.0.1'",
+        ),
     ];
     for (text, expected) in cases {
         assert_eq!(
@@ -125,6 +133,66 @@ fn a_bad_value_is_an_error_that_tells_the_legal_ones() {
 fn all_problems_of_a_file_are_told_at_once() {
     let text = "listenPort=x\nbrokerRole=SLAVE\n";
     assert_eq!(problem(text).lines().count(), 2);
+}
+
+#[test]
+fn a_later_file_wins_over_an_earlier_one_and_arguments_over_both() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let base = file(
+        "base.conf",
+        "brokerName=base\nlistenPort=1001\nbrokerIP1=a\n",
+    );
+    let pod = file("pod.conf", "listenPort=1002\nbrokerIP1=b\n");
+    let arguments = |texts: &[&str]| {
+        texts
+            .iter()
+            .map(|&text| text.to_owned())
+            .collect::<Vec<_>>()
+    };
+    let files = [base, pod.clone()];
+    let (config, warnings) =
+        BrokerConfig::load(&files, &arguments(&["brokerIP1=c", "brokerIP1=d"])).unwrap();
+    assert_eq!(config.broker_name, "base");
+    assert_eq!(config.broker_address(), "d:1002");
+    assert_eq!(warnings, []);
+
+    let bad = arguments(&["listenPort=x", "listnPort=1"]);
+    let problems = BrokerConfig::load(&files, &bad).unwrap_err().to_string();
+    assert_eq!(
+        problems,
+        "--set listenPort=x: listenPort must be a number from 0 to 65535, not 'x'\n\
+         --set listnPort=1: unknown key 'listnPort' (did you mean 'listenPort'?)"
+    );
+    file("pod.conf", "httpPort=1001");
+    let taken = BrokerConfig::load(&files, &[]).unwrap_err().to_string();
+    let place = pod.display();
+    assert_eq!(
+        taken,
+        format!("{place}:1: httpPort 1001 is the port of listenPort too")
+    );
+    let missing = arguments(&["enableDLegerCommitLog=true"]);
+    let problems = BrokerConfig::load(&files, &missing)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        problems.contains("base.conf, ")
+            && problems.contains("pod.conf: enableDLegerCommitLog=true needs dLegerPeers"),
+        "{problems}"
+    );
+}
+
+#[test]
+fn the_leader_may_have_an_address_of_its_own() {
+    let (config, _) = parse("leaderServiceAddress=svc:10911").unwrap();
+    assert_eq!(config.leader_address(), "svc:10911");
+    assert_eq!(config.broker_address(), "10.0.0.7:10911");
+    let (config, _) = parse("").unwrap();
+    assert_eq!(config.leader_address(), "10.0.0.7:10911");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use super::peers::RaftPeer;
-use super::{BrokerRole, FlushDiskType};
+use super::{BrokerRole, FlushDiskType, GroupFormation};
 
 /// A configuration value that has a text form.
 pub(super) trait Field {
@@ -133,6 +133,25 @@ impl Field for BrokerRole {
             Self::AsyncMaster => "ASYNC_MASTER",
             Self::SyncMaster => "SYNC_MASTER",
             Self::Slave => "SLAVE",
+        }
+        .to_owned()
+    }
+}
+
+impl Field for GroupFormation {
+    fn set(&mut self, text: &str) -> Result<(), String> {
+        *self = match text {
+            "peers" => Self::Peers,
+            "admin" => Self::Admin,
+            _ => return Err("peers or admin".to_owned()),
+        };
+        Ok(())
+    }
+
+    fn show(&self) -> String {
+        match self {
+            Self::Peers => "peers",
+            Self::Admin => "admin",
         }
         .to_owned()
     }

@@ -16,7 +16,7 @@ mod properties;
 
 pub use broker::{BrokerConfig, BrokerRole, FlushDiskType};
 pub use namesrv::NamesrvConfig;
-pub use peers::{RaftConfig, RaftPeer};
+pub use peers::{GroupFormation, RaftConfig, RaftPeer};
 pub use properties::{Entry, Properties};
 
 /// Something about a configuration file that does not keep the process from starting: a key
@@ -25,7 +25,7 @@ pub use properties::{Entry, Properties};
 pub struct Warning {
     /// File name as given on the command line.
     pub file: String,
-    /// Line of the key, from 1.
+    /// Line of the key, from 1; 0 when it stands on the command line.
     pub line: usize,
     /// A sentence without a full stop.
     pub text: String,
@@ -33,7 +33,8 @@ pub struct Warning {
 
 impl Display for Warning {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}:{}: {}", self.file, self.line, self.text)
+        let place = properties::place(&self.file, self.line);
+        write!(formatter, "{place}: {}", self.text)
     }
 }
 
@@ -98,11 +99,9 @@ impl<'a> Report<'a> {
 
     /// Notes a problem with `key`, at its line when the file sets it.
     fn problem(&mut self, key: &str, text: impl Display) {
-        let file = &self.properties.file;
-        self.problems.push(match self.properties.line_of(key) {
-            Some(line) => format!("{file}:{line}: {text}"),
-            None => format!("{file}: {text}"),
-        });
+        let place = self.properties.place_of(key);
+        let place = place.as_ref().unwrap_or(&self.properties.file);
+        self.problems.push(format!("{place}: {text}"));
     }
 
     /// Notes a problem when `value` is outside `range`.
@@ -130,7 +129,13 @@ impl<'a> Report<'a> {
 /// Sets every entry of `report.properties` in `config`, by the table of its kind.
 fn apply<C>(config: &mut C, table: &keys::Table<C>, report: &mut Report<'_>) {
     let properties = report.properties;
-    for Entry { key, value, .. } in &properties.entries {
+    for Entry {
+        key,
+        value,
+        file,
+        line,
+    } in &properties.entries
+    {
         if let Some(row) = table.honoured(key) {
             if let Err(expected) = (row.field)(config).set(value) {
                 report.problem(key, format_args!("{key} must be {expected}, not '{value}'"));
@@ -139,8 +144,8 @@ fn apply<C>(config: &mut C, table: &keys::Table<C>, report: &mut Report<'_>) {
             report.problem(key, format_args!("{key}={value} cannot be served: {why}"));
         } else if let Some(why) = table.no_effect(key) {
             report.warnings.push(Warning {
-                file: properties.file.clone(),
-                line: properties.line_of(key).unwrap_or_default(),
+                file: file.clone(),
+                line: *line,
                 text: format!("key '{key}' has no effect here: {why}"),
             });
         } else {

@@ -60,6 +60,18 @@ pub struct RaftConfig {
     pub election_min_ms: u64,
     /// Longest silence of a leader after which an election starts. Unit: ms.
     pub election_max_ms: u64,
+    /// `raftFormGroup` (own key): who forms the group of nodes with empty data folders.
+    pub formation: GroupFormation,
+}
+
+/// `raftFormGroup`: how a group comes into being.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GroupFormation {
+    /// Every node of `dLegerPeers` with an empty data folder writes the same first entry.
+    Peers,
+    /// A node with an empty data folder waits until the admin service forms its group, or the
+    /// leader of a group sends it the log.
+    Admin,
 }
 
 impl RaftConfig {

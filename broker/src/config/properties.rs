@@ -9,6 +9,9 @@ use std::str::Chars;
 
 use super::{ConfigError, Warning};
 
+/// Start of the place of an entry that the command line gives.
+const ARGUMENT: &str = "--set ";
+
 /// One `key=value` of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -16,14 +19,33 @@ pub struct Entry {
     pub key: String,
     /// The value, unescaped, without spaces around it.
     pub value: String,
-    /// Line the key stands in, from 1.
+    /// The file as given on the command line, or `--set KEY=VALUE`.
+    pub file: String,
+    /// Line the key stands in, from 1; 0 when it stands in no file.
     pub line: usize,
 }
 
-/// The entries of one file in their order; each key once, the last one given.
+impl Entry {
+    /// Where it stands: `file:line`, or `--set KEY=VALUE`.
+    #[must_use]
+    pub fn place(&self) -> String {
+        place(&self.file, self.line)
+    }
+}
+
+/// `file:line`, or the file alone for what stands in no line.
+pub(super) fn place(file: &str, line: usize) -> String {
+    if line == 0 {
+        file.to_owned()
+    } else {
+        format!("{file}:{line}")
+    }
+}
+
+/// The entries of one file, or of several on top of each other; each key once, the last one given.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Properties {
-    /// File name as given on the command line, for messages.
+    /// File names as given on the command line, for messages about what no file has.
     pub file: String,
     /// In the order of the lines that won.
     pub entries: Vec<Entry>,
@@ -42,7 +64,12 @@ impl Properties {
         let mut problems = Vec::new();
         for (line, logical) in logical_lines(text) {
             match split(&logical) {
-                Ok((key, value)) => properties.add(Entry { key, value, line }),
+                Ok((key, value)) => properties.add(Entry {
+                    key,
+                    value,
+                    file: file.to_owned(),
+                    line,
+                }),
                 Err(text) => problems.push(format!("{file}:{line}: {text}")),
             }
         }
@@ -62,13 +89,47 @@ impl Properties {
             .map(|entry| entry.value.as_str())
     }
 
-    /// The line `key` stands in, from 1.
+    /// Where `key` stands.
     #[must_use]
-    pub fn line_of(&self, key: &str) -> Option<usize> {
+    pub fn place_of(&self, key: &str) -> Option<String> {
         self.entries
             .iter()
             .find(|entry| entry.key == key)
-            .map(|entry| entry.line)
+            .map(Entry::place)
+    }
+
+    /// One `KEY=VALUE` of the command line; the value is taken as it is.
+    pub fn of_argument(argument: &str) -> Result<Self, ConfigError> {
+        let file = format!("{ARGUMENT}{argument}");
+        let pair = argument
+            .split_once('=')
+            .map(|(key, value)| (key.trim(), value.trim()));
+        match pair {
+            Some((key, value)) if !key.is_empty() => Ok(Self {
+                entries: vec![Entry {
+                    key: key.to_owned(),
+                    value: value.to_owned(),
+                    file: file.clone(),
+                    line: 0,
+                }],
+                file,
+                warnings: Vec::new(),
+            }),
+            _ => Err(ConfigError {
+                problems: vec![format!("{file}: must be KEY=VALUE")],
+            }),
+        }
+    }
+
+    /// Lays `later` on top: its keys win, which is what it is for and no cause for a warning.
+    pub fn overlay(&mut self, later: Self) {
+        let wins = |key: &str| later.entries.iter().any(|entry| entry.key == key);
+        self.entries.retain(|entry| !wins(&entry.key));
+        self.entries.extend(later.entries);
+        self.warnings.extend(later.warnings);
+        if !later.file.starts_with(ARGUMENT) {
+            self.file = format!("{}, {}", self.file, later.file);
+        }
     }
 
     fn add(&mut self, entry: Entry) {
@@ -297,5 +358,26 @@ mod tests {
             Properties::parse(&text, "f").unwrap().get("key"),
             Some(value)
         );
+    }
+
+    #[test]
+    fn what_lies_on_top_wins_key_by_key_and_keeps_its_place() {
+        let mut properties = Properties::parse("a=1\nb=2\nc=3", "base").unwrap();
+        properties.overlay(Properties::parse("b=4", "pod").unwrap());
+        properties.overlay(Properties::of_argument("c= x=y ").unwrap());
+        let all: Vec<_> = properties.entries.iter().collect();
+        let shown = all
+            .iter()
+            .map(|entry| format!("{} {}={}", entry.place(), entry.key, entry.value));
+        assert_eq!(
+            shown.collect::<Vec<_>>(),
+            ["base:1 a=1", "pod:1 b=4", "--set c= x=y  c=x=y"]
+        );
+        assert_eq!(properties.file, "base, pod");
+        assert_eq!(properties.warnings, []);
+        for bad in ["a", "=1", ""] {
+            let error = Properties::of_argument(bad).unwrap_err().to_string();
+            assert_eq!(error, format!("--set {bad}: must be KEY=VALUE"));
+        }
     }
 }

@@ -311,7 +311,8 @@ async fn wait(
             .connection
             .as_ref()
             .is_none_or(|client| client.is_closed());
-        if !found.may_wait(broker, pull) || left.is_zero() || is_gone {
+        let stops = broker.long_poll.is_closed();
+        if !found.may_wait(broker, pull) || left.is_zero() || is_gone || stops {
             return Ok(found);
         }
         // An elapsed time is a reason to look again, too.

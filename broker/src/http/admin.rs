@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use thiserror::Error;
 use tokio::sync::watch;
 
-use crate::status::RaftStatus;
+use crate::status::{Member, RaftStatus};
 
 /// Status, health and operations of this node's Raft group. The Raft glue implements it.
 ///
@@ -22,8 +22,22 @@ pub trait AdminOps: Send + Sync {
     fn transfer_leader(&self, to: Option<u64>) -> BoxFuture<'_, Result<(), AdminError>>;
 
     /// Adds node `id`, reached at Raft address `address` (`host:port`), without a vote. Done when
-    /// the membership entry is committed. Idempotent.
-    fn add_learner(&self, id: u64, address: String) -> BoxFuture<'_, Result<(), AdminError>>;
+    /// the membership entry is committed. Its data folder must have `incarnation`, unless that is
+    /// empty. Idempotent.
+    fn add_learner(
+        &self,
+        id: u64,
+        address: String,
+        incarnation: String,
+    ) -> BoxFuture<'_, Result<(), AdminError>>;
+
+    /// Forms the group of `members` if this node, whose data folder must have `incarnation`,
+    /// belongs to none. True: it belonged to the group before. Idempotent.
+    fn form_group(
+        &self,
+        incarnation: String,
+        members: Vec<Member>,
+    ) -> BoxFuture<'_, Result<bool, AdminError>>;
 
     /// Makes exactly `voters`, all of them members already, the voters of the group; others leave.
     /// Done when the final membership entry is committed.
@@ -50,6 +64,9 @@ pub enum AdminError {
     /// Do not repeat: the group as it is does not allow it.
     #[error("{0}")]
     Invalid(String),
+    /// Look at the status first: this is not the node, or not the group, that was meant.
+    #[error("{0}")]
+    Precondition(String),
     /// Repeat later: another change of the group is under way.
     #[error("{0}")]
     Busy(String),

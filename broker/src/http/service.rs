@@ -38,6 +38,9 @@ const VOTERS_MAX: usize = 31;
 /// Longest Raft address. Unit: bytes; a DNS name of 253, a colon and a port.
 const ADDRESS_BYTES_MAX: usize = 259;
 
+/// Longest incarnation. Unit: bytes; a node makes 32 hexadecimal digits.
+const INCARNATION_BYTES_MAX: usize = 64;
+
 /// Metadata key that names the leader when this node is not it. Part of the interface.
 const LEADER_KEY: &str = "raftmq-leader-id";
 
@@ -108,14 +111,47 @@ impl admin::admin_server::Admin for AdminService {
         &self,
         request: Request<admin::AddLearnerRequest>,
     ) -> Result<Response<admin::AddLearnerResponse>, Status> {
-        let admin::AddLearnerRequest { id, address } = request.into_inner();
-        if id == 0 {
-            return Err(Status::invalid_argument("id must be 1 or more"));
-        }
-        check_address(&address).map_err(Status::invalid_argument)?;
-        tracing::info!(id, address, "add learner: asked");
-        finish("add learner", self.ops.add_learner(id, address)).await?;
+        let admin::AddLearnerRequest {
+            id,
+            address,
+            incarnation,
+        } = request.into_inner();
+        let member = Member {
+            id,
+            address,
+            incarnation,
+        };
+        check_member(&member).map_err(Status::invalid_argument)?;
+        tracing::info!(?member, "add learner: asked");
+        let Member {
+            id,
+            address,
+            incarnation,
+        } = member;
+        let added = self.ops.add_learner(id, address, incarnation);
+        finish("add learner", added).await?;
         Ok(Response::new(admin::AddLearnerResponse {}))
+    }
+
+    async fn form_group(
+        &self,
+        request: Request<admin::FormGroupRequest>,
+    ) -> Result<Response<admin::FormGroupResponse>, Status> {
+        let admin::FormGroupRequest {
+            incarnation,
+            members,
+        } = request.into_inner();
+        let ids: Vec<u64> = members.iter().map(|member| member.id).collect();
+        check_voters(&ids).map_err(Status::invalid_argument)?;
+        let members: Vec<Member> = members.into_iter().map(from_member).collect();
+        for member in &members {
+            check_member(member).map_err(Status::invalid_argument)?;
+        }
+        check_incarnation(&incarnation).map_err(Status::invalid_argument)?;
+        tracing::info!(incarnation, ?members, "form group: asked");
+        let formed = self.ops.form_group(incarnation, members);
+        let already_formed = finish("form group", formed).await?;
+        Ok(Response::new(admin::FormGroupResponse { already_formed }))
     }
 
     async fn change_membership(
@@ -193,10 +229,10 @@ impl StatusFeed {
 }
 
 /// Waits for an operation, bounds it and turns its failure into a gRPC status.
-async fn finish(
+async fn finish<T>(
     what: &'static str,
-    operation: impl Future<Output = Result<(), AdminError>>,
-) -> Result<(), Status> {
+    operation: impl Future<Output = Result<T, AdminError>>,
+) -> Result<T, Status> {
     let result = match timeout(OPERATION_TIMEOUT, operation).await {
         Ok(result) => result,
         Err(_) => Err(AdminError::Unknown(format!(
@@ -205,7 +241,7 @@ async fn finish(
         ))),
     };
     match &result {
-        Ok(()) => tracing::info!("{what}: done"),
+        Ok(_) => tracing::info!("{what}: done"),
         Err(error) => tracing::warn!(%error, "{what}: failed"),
     }
     result.map_err(|error| to_grpc_status(&error))
@@ -213,7 +249,7 @@ async fn finish(
 
 fn to_grpc_status(error: &AdminError) -> Status {
     let code = match error {
-        AdminError::NotLeader { .. } => Code::FailedPrecondition,
+        AdminError::NotLeader { .. } | AdminError::Precondition(_) => Code::FailedPrecondition,
         AdminError::Invalid(_) => Code::InvalidArgument,
         AdminError::Busy(_) => Code::Aborted,
         AdminError::Unavailable(_) => Code::Unavailable,
@@ -255,6 +291,26 @@ pub(super) fn check_address(address: &str) -> Result<(), String> {
     }
     let shown: String = address.chars().take(ADDRESS_BYTES_MAX).collect();
     Err(format!("address must be host:port, not '{shown}'"))
+}
+
+/// Accepts a text of visible characters, or none.
+pub(super) fn check_incarnation(incarnation: &str) -> Result<(), String> {
+    let well_formed = incarnation.len() <= INCARNATION_BYTES_MAX
+        && incarnation.chars().all(|char| char.is_ascii_graphic());
+    if well_formed {
+        return Ok(());
+    }
+    Err(format!(
+        "incarnation must be at most {INCARNATION_BYTES_MAX} visible ASCII characters"
+    ))
+}
+
+fn check_member(member: &Member) -> Result<(), String> {
+    if member.id == 0 {
+        return Err("id must be 1 or more".to_owned());
+    }
+    check_address(&member.address)?;
+    check_incarnation(&member.incarnation)
 }
 
 /// Accepts 1 to [`VOTERS_MAX`] node ids without 0 and without repetition.
@@ -300,6 +356,16 @@ fn to_message(status: &RaftStatus) -> admin::NodeStatus {
             raft: status.addresses.raft.clone(),
             http: status.addresses.http.clone(),
         }),
+        incarnation: status.incarnation.clone(),
+        initialized: status.initialized,
+    }
+}
+
+fn from_member(member: admin::Member) -> Member {
+    Member {
+        id: member.id,
+        address: member.address,
+        incarnation: member.incarnation,
     }
 }
 
@@ -307,6 +373,7 @@ fn to_member(member: &Member) -> admin::Member {
     admin::Member {
         id: member.id,
         address: member.address.clone(),
+        incarnation: member.incarnation.clone(),
     }
 }
 

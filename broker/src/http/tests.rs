@@ -20,7 +20,7 @@ use super::service::{STREAMS_MAX, StatusFeed, check_address, check_voters, progr
 use super::{AdminError, AdminOps, serve_on};
 use crate::metrics::Metrics;
 use crate::net::{Net as _, TcpNet};
-use crate::status::{RaftRole, RaftStatus, sample};
+use crate::status::{Member, RaftRole, RaftStatus, sample};
 
 /// Longest wait for anything in these tests.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -29,6 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 struct FakeRaft {
     status: watch::Sender<Arc<RaftStatus>>,
     asked: Mutex<Vec<String>>,
+    stuck: Mutex<Option<String>>,
     answer: Mutex<Result<(), AdminError>>,
 }
 
@@ -37,6 +38,7 @@ impl FakeRaft {
         Arc::new(Self {
             status: watch::Sender::new(Arc::new(sample::leader())),
             asked: Mutex::new(Vec::new()),
+            stuck: Mutex::new(None),
             answer: Mutex::new(Ok(())),
         })
     }
@@ -61,8 +63,26 @@ impl AdminOps for FakeRaft {
         self.note(format!("transfer_leader {to:?}"))
     }
 
-    fn add_learner(&self, id: u64, address: String) -> BoxFuture<'_, Result<(), AdminError>> {
-        self.note(format!("add_learner {id} {address}"))
+    fn add_learner(
+        &self,
+        id: u64,
+        address: String,
+        incarnation: String,
+    ) -> BoxFuture<'_, Result<(), AdminError>> {
+        self.note(format!("add_learner {id} {address} {incarnation}"))
+    }
+
+    fn form_group(
+        &self,
+        incarnation: String,
+        members: Vec<Member>,
+    ) -> BoxFuture<'_, Result<bool, AdminError>> {
+        let members: Vec<_> = members
+            .iter()
+            .map(|member| format!("{} {} {}", member.id, member.address, member.incarnation))
+            .collect();
+        let noted = self.note(format!("form_group {incarnation}: {}", members.join(", ")));
+        Box::pin(async move { noted.await.map(|()| true) })
     }
 
     fn change_membership(&self, voters: BTreeSet<u64>) -> BoxFuture<'_, Result<(), AdminError>> {
@@ -77,7 +97,7 @@ impl AdminOps for FakeRaft {
     }
 
     fn live(&self) -> Result<(), String> {
-        Ok(())
+        self.stuck.lock().unwrap().clone().map_or(Ok(()), Err)
     }
 }
 
@@ -153,6 +173,10 @@ async fn probes_follow_the_raft_side_and_say_why() {
     assert_eq!(body, "no leader is known\n");
     let (head, _) = served.get("/livez").await;
     assert!(head.starts_with("http/1.1 200"), "{head}");
+    *served.raft.stuck.lock().unwrap() = Some("raft does not answer".to_owned());
+    let (head, body) = served.get("/livez").await;
+    assert!(head.starts_with("http/1.1 503"), "{head}");
+    assert_eq!(body, "raft does not answer\n");
     served.stop().await;
 }
 
@@ -227,6 +251,7 @@ async fn operations_arrive_checked_and_failures_tell_the_reaction() {
     let learner = api::AddLearnerRequest {
         id: 4,
         address: "n4.peers:40911".to_owned(),
+        incarnation: "disk-4".to_owned(),
     };
     client.add_learner(learner).await.unwrap();
     let voters = api::ChangeMembershipRequest {
@@ -240,7 +265,7 @@ async fn operations_arrive_checked_and_failures_tell_the_reaction() {
         *served.raft.asked.lock().unwrap(),
         [
             "transfer_leader None",
-            "add_learner 4 n4.peers:40911",
+            "add_learner 4 n4.peers:40911 disk-4",
             "change_membership {1, 2, 4}",
         ]
     );
@@ -250,6 +275,48 @@ async fn operations_arrive_checked_and_failures_tell_the_reaction() {
     assert_eq!(elsewhere.code(), Code::FailedPrecondition);
     let leader = elsewhere.metadata().get("raftmq-leader-id").unwrap();
     assert_eq!(leader.to_str().unwrap(), "3");
+    served.stop().await;
+}
+
+#[tokio::test]
+async fn a_group_is_formed_of_well_formed_members_and_a_wrong_node_says_so() {
+    let served = Served::start().await;
+    let mut client = served.client().await;
+    let member = |id: u64, address: &str| api::Member {
+        id,
+        address: address.to_owned(),
+        incarnation: format!("disk-{id}"),
+    };
+    let request = |members: &[api::Member]| api::FormGroupRequest {
+        incarnation: "disk-1".to_owned(),
+        members: members.to_vec(),
+    };
+    let good = request(&[member(1, "n1:1"), member(2, "n2:1")]);
+    let formed = client.form_group(good.clone()).await.unwrap().into_inner();
+    assert!(formed.already_formed);
+    assert_eq!(
+        *served.raft.asked.lock().unwrap(),
+        ["form_group disk-1: 1 n1:1 disk-1, 2 n2:1 disk-2"]
+    );
+    for bad in [
+        request(&[]),
+        request(&[member(0, "n1:1")]),
+        request(&[member(1, "n1")]),
+        request(&[member(1, "n1:1"), member(1, "n2:1")]),
+        api::FormGroupRequest {
+            incarnation: "a b".to_owned(),
+            ..good.clone()
+        },
+    ] {
+        let refused = client.form_group(bad).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    }
+    let reason = "this node's incarnation is disk-9, not disk-1".to_owned();
+    *served.raft.answer.lock().unwrap() = Err(AdminError::Precondition(reason.clone()));
+    let refused = client.form_group(good).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert_eq!(refused.message(), reason);
+    assert!(refused.metadata().get("raftmq-leader-id").is_none());
     served.stop().await;
 }
 

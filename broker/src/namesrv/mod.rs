@@ -16,4 +16,5 @@ mod state;
 mod server_test;
 
 pub use registrar::{NamesrvStatus, Registrar, RegistrarInput};
+pub(crate) use route_table::LEADER_BROKER_ID;
 pub use server::{NamesrvError, serve, serve_on};

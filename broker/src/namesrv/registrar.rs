@@ -15,7 +15,6 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::register_body;
-use super::route_table::LEADER_BROKER_ID;
 use crate::config::BrokerConfig;
 use crate::limits::{
     NAMESRV_PLAIN_REGISTRATION_BYTES_MAX, NAMESRV_REGISTER_RETRY, NAMESRV_REGISTER_TIMEOUT,
@@ -29,9 +28,12 @@ use crate::server::frame_io::{CallError, FrameClient};
 pub struct RegistrarInput {
     /// 0 while this broker leads, else [`crate::config::RaftPeer::id`].
     pub broker_id: u64,
-    /// `host:port` clients are to connect to in this role. The leader's may be an address that
-    /// moves with the role.
+    /// `host:port` clients are to connect to in this role.
     pub broker_address: String,
+    /// The address moves with the role (`leaderServiceAddress`): this broker does not take it out,
+    /// since the next leader may have registered it already. When nobody has, the name server
+    /// drops it with the connection.
+    pub address_is_shared: bool,
     /// Raft term of the role. It is sent as the state version of the topics, by which a name
     /// server tells a deposed leader from the new one.
     pub role_epoch: u64,
@@ -127,8 +129,16 @@ struct Registration {
     net: Arc<dyn Net>,
     status: Arc<NamesrvStatus>,
     client: Option<FrameClient>,
-    /// What the name server may know of this broker: id and address.
-    sent: Option<(u64, String)>,
+    /// What the name server may know of this broker.
+    sent: Option<Sent>,
+}
+
+/// What was registered last.
+#[derive(Debug, Clone)]
+struct Sent {
+    broker_id: u64,
+    address: String,
+    is_shared: bool,
 }
 
 impl Registration {
@@ -167,9 +177,8 @@ impl Registration {
                 }
             }
         }
-        if let Some((broker_id, address)) = self.sent.take() {
-            let _ = self.unregister(broker_id, &address).await;
-        }
+        // A name server that cannot be told drops the broker by itself.
+        let _ = self.withdraw().await;
         self.status.registered.store(false, Ordering::Relaxed);
     }
 
@@ -200,35 +209,38 @@ impl Registration {
 
     async fn register(&mut self, input: &RegistrarInput) -> Result<(), CallError> {
         let request = register_request(&self.identity, input)?;
-        let before = self
-            .sent
-            .replace((input.broker_id, input.broker_address.clone()));
+        let before = self.sent.replace(Sent {
+            broker_id: input.broker_id,
+            address: input.broker_address.clone(),
+            is_shared: input.address_is_shared,
+        });
         self.call(request, NAMESRV_REGISTER_TIMEOUT).await?;
-        // A follower's own address goes when the broker is reached at another one. The leader's
-        // stays: it may be an address that the next leader has registered already.
-        if let Some((broker_id, address)) = before
-            && broker_id != LEADER_BROKER_ID
-            && address != input.broker_address
-        {
-            self.unregister(broker_id, &address).await?;
+        match before {
+            Some(before) if before.address != input.broker_address => {
+                self.unregister(&before).await
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     async fn withdraw(&mut self) -> Result<(), CallError> {
-        if let Some((broker_id, address)) = self.sent.clone() {
-            self.unregister(broker_id, &address).await?;
+        if let Some(sent) = self.sent.clone() {
+            self.unregister(&sent).await?;
             self.sent = None;
         }
         Ok(())
     }
 
-    async fn unregister(&mut self, broker_id: u64, address: &str) -> Result<(), CallError> {
+    /// Takes out what was registered, unless another broker may hold it by now.
+    async fn unregister(&mut self, sent: &Sent) -> Result<(), CallError> {
+        if sent.is_shared {
+            return Ok(());
+        }
         let request = RemotingCommand::request(RequestCode::UNREGISTER_BROKER)
             .with_ext("brokerName", self.identity.broker_name.as_str())
-            .with_ext("brokerAddr", address)
+            .with_ext("brokerAddr", sent.address.as_str())
             .with_ext("clusterName", self.identity.cluster_name.as_str())
-            .with_ext("brokerId", broker_id.to_string());
+            .with_ext("brokerId", sent.broker_id.to_string());
         self.call(request, NAMESRV_UNREGISTER_TIMEOUT).await
     }
 

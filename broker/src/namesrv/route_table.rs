@@ -12,7 +12,7 @@ use raftmq_remoting::body::DataVersion;
 use crate::limits::{NAMESRV_ADDRESSES_PER_BROKER_MAX, NAMESRV_BROKER_NAMES_MAX};
 
 /// Broker id of the leader.
-pub(super) const LEADER_BROKER_ID: u64 = 0;
+pub(crate) const LEADER_BROKER_ID: u64 = 0;
 
 /// Silence after which a broker is dropped unless it asks for another time. Unit: ms.
 /// Source: RocketMQ, 2 minutes.
@@ -65,7 +65,7 @@ pub(super) struct Registered {
 /// Why a registration was not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(super) enum RegisterError {
-    /// Another address holds this broker id with a higher `state_version`: this one lost its role.
+    /// Another broker holds this broker id with a higher `state_version`: this one lost its role.
     #[error(
         "broker id {broker_id} of {broker_name} is held by {holder} with a newer state version"
     )]
@@ -308,11 +308,14 @@ impl RouteTable {
                 Ok(())
             };
         };
-        if *holder == registration.broker_address {
-            return Ok(());
-        }
-        match self.version(holder) {
-            Some(held) if held.state_version > registration.version.state_version => {
+        match self.live.get(holder) {
+            // Also for the same address from elsewhere, which two leaders share one after the
+            // other: it would otherwise go with the connection of the deposed one.
+            Some(held)
+                if held.version.state_version > registration.version.state_version
+                    && (*holder != registration.broker_address
+                        || held.connection != registration.connection) =>
+            {
                 Err(RegisterError::Stale {
                     broker_name: broker_name.clone(),
                     broker_id: *broker_id,

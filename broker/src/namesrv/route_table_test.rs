@@ -112,6 +112,23 @@ fn a_deposed_leader_cannot_take_the_role_back() {
 }
 
 #[test]
+fn a_deposed_leader_cannot_claim_an_address_it_shares_with_the_new_one() {
+    let mut table = group();
+    let shared = |connection, term| Registration {
+        connection: ConnectionId(connection),
+        ..registration("shared", 0, version(term, 1))
+    };
+    table.register(shared(7, 2), 0).unwrap();
+    table.register(shared(8, 3), 0).unwrap();
+    let refused = table.register(shared(7, 2), 0);
+    assert!(matches!(refused, Err(RegisterError::Stale { .. })));
+    table.connection_closed(ConnectionId(7));
+    assert_eq!(addresses(&table)[0], (0, "shared"));
+    // Over its own connection a broker may say what it wants.
+    table.register(shared(8, 1), 0).unwrap();
+}
+
+#[test]
 fn a_follower_that_moved_to_another_address_replaces_the_old_one() {
     let mut table = group();
     table

@@ -1,5 +1,6 @@
 //! The name server and the registrar together, over a network in memory.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -241,6 +242,7 @@ fn input(broker_id: u64, address: &str, role_epoch: u64) -> Option<RegistrarInpu
     Some(RegistrarInput {
         broker_id,
         broker_address,
+        address_is_shared: address == "leader:1",
         role_epoch,
         topics: Arc::new(topics),
     })
@@ -299,4 +301,92 @@ async fn the_registrar_follows_the_role_at_every_name_server_and_leaves_at_the_s
     assert_eq!(failures, [false, false, true]);
     first.stop().await;
     second.stop().await;
+}
+
+/// A broker that registers with `addresses` what is sent to the returned role.
+struct Registered {
+    role: watch::Sender<Option<RegistrarInput>>,
+    shutdown: watch::Sender<bool>,
+    registrar: Registrar,
+}
+
+fn registered(net: &MemoryNet, home: &Path, addresses: &[&str]) -> Registered {
+    let (config, _) =
+        BrokerConfig::parse_in("brokerClusterName=C", "f", &surroundings(home)).unwrap();
+    let (role, watched_role) = watch::channel(None);
+    let (shutdown, watched_shutdown) = watch::channel(false);
+    let addresses: Vec<_> = addresses
+        .iter()
+        .map(|&address| address.to_owned())
+        .collect();
+    let net: Arc<dyn Net> = Arc::new(net.clone());
+    let registrar = Registrar::start(&config, &addresses, &net, &watched_role, &watched_shutdown);
+    Registered {
+        role,
+        shutdown,
+        registrar,
+    }
+}
+
+async fn await_addresses(client: &mut FrameClient, wanted: &[(&str, &str)]) {
+    let wanted = wanted
+        .iter()
+        .map(|(id, address)| ((*id).to_owned(), (*address).to_owned()))
+        .collect();
+    loop {
+        let response = client.call(route("T"), LONG).await.unwrap();
+        let data = serde_json::from_slice::<TopicRouteData>(&response.body);
+        if data.is_ok_and(|data| addresses_of(&data) == wanted) {
+            return;
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
+fn addresses_of(data: &TopicRouteData) -> BTreeMap<String, String> {
+    let addresses = data.broker_datas[0].broker_addrs.iter();
+    addresses
+        .map(|(id, address)| (id.to_string(), address.clone()))
+        .collect()
+}
+
+#[tokio::test]
+async fn an_address_that_moves_with_the_role_stays_when_its_former_leader_stops() {
+    let home = tempfile::tempdir().unwrap();
+    let net = MemoryNet::default();
+    let namesrv = Namesrv::start(&net, 9876, home.path()).await;
+    let mut client = namesrv.client().await;
+    let one = registered(&net, home.path(), &["127.0.0.1:9876"]);
+    let two = registered(&net, home.path(), &["127.0.0.1:9876"]);
+
+    one.role.send_replace(input(0, "leader:1", 1));
+    two.role.send_replace(input(2, "two:1", 1));
+    await_addresses(&mut client, &[("0", "leader:1"), ("2", "two:1")]).await;
+    two.role.send_replace(input(0, "leader:1", 2));
+    await_addresses(&mut client, &[("0", "leader:1")]).await;
+    one.role.send_replace(input(1, "one:1", 2));
+    await_addresses(&mut client, &[("0", "leader:1"), ("1", "one:1")]).await;
+
+    one.shutdown.send_replace(true);
+    one.registrar.stopped().await;
+    await_addresses(&mut client, &[("0", "leader:1")]).await;
+    // Nobody leads any more: the address goes with the connection of the last leader.
+    two.shutdown.send_replace(true);
+    two.registrar.stopped().await;
+    await_leader(&mut client, None).await;
+    namesrv.stop().await;
+}
+
+#[tokio::test]
+async fn a_name_server_that_comes_up_late_is_found_and_delays_no_other() {
+    let home = tempfile::tempdir().unwrap();
+    let net = MemoryNet::default();
+    let first = Namesrv::start(&net, 9876, home.path()).await;
+    let broker = registered(&net, home.path(), &["127.0.0.1:9877", "127.0.0.1:9876"]);
+    broker.role.send_replace(input(2, "two:1", 1));
+    await_addresses(&mut first.client().await, &[("2", "two:1")]).await;
+    let late = Namesrv::start(&net, 9877, home.path()).await;
+    await_addresses(&mut late.client().await, &[("2", "two:1")]).await;
+    first.stop().await;
+    late.stop().await;
 }

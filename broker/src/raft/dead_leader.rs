@@ -21,7 +21,7 @@ use std::{
 
 use futures::future::join_all;
 use openraft::{
-    BasicNode, Raft,
+    Raft,
     network::{RPCOption, RaftNetworkFactory, RaftNetworkV2},
     raft::{TransferLeaderRequest, VoteRequest, VoteResponse},
 };
@@ -31,7 +31,7 @@ use tokio::time::{sleep, timeout};
 use super::{
     machine::RaftMachine,
     transport::Transport,
-    types::{LogId, TypeConfig, Vote, log_id},
+    types::{LogId, PeerNode, TypeConfig, Vote, log_id},
 };
 
 /// Longest wait for a refused connection, and for a survivor's answer. A machine on the same
@@ -61,7 +61,7 @@ struct View {
     vote: Vote,
     leader_address: String,
     /// The other voters but the leader.
-    survivors: Vec<(u64, BasicNode)>,
+    survivors: Vec<(u64, PeerNode)>,
     voters: usize,
     last: Option<LogId>,
 }
@@ -143,7 +143,7 @@ impl DeadLeader {
             let survivors = voters.iter().filter(|voter| ![id, peer].contains(voter));
             Some(View {
                 vote,
-                leader_address: membership.get_node(&peer)?.addr.clone(),
+                leader_address: membership.get_node(&peer)?.address.clone(),
                 survivors: survivors
                     .filter_map(|voter| Some((*voter, membership.get_node(voter)?.clone())))
                     .collect(),

@@ -136,6 +136,7 @@ async fn run_link(connection: PeerConnection, mut requests: mpsc::Receiver<Outgo
     let PeerConnection {
         mut reader,
         mut writer,
+        ..
     } = connection;
     let mut waiting: HashMap<u64, oneshot::Sender<Answer>> = HashMap::new();
     let result = exchange(&mut reader, &mut writer, &mut requests, &mut waiting).await;

@@ -218,7 +218,16 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         let log = Arc::clone(&self.log);
         let bytes = encode_vote(vote);
-        blocking(move || log.save_vote(&bytes)).await
+        blocking(move || {
+            // openraft orders votes and entries in one sequence and takes a saved vote for proof
+            // that everything appended before it is on disk: it would then acknowledge entries of
+            // the former leader that are not.
+            if log.oldest_unflushed_since().is_some() {
+                log.flush()?;
+            }
+            log.save_vote(&bytes)
+        })
+        .await
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
@@ -281,6 +290,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use raftmq_store::{EntryKind, LogConfig, NewEntry, RealDisk};
+
     use super::*;
 
     #[test]
@@ -294,6 +306,38 @@ mod tests {
         };
         assert_eq!(decode_vote(&encode_vote(&vote)).unwrap(), vote);
         assert!(decode_vote(&[0; 16]).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_saved_vote_vouches_for_what_was_appended_before_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = LogConfig::new(dir.path());
+        // Nobody runs the flusher: entries stay in memory unless somebody asks for them.
+        let (log, _flusher, _preallocator, _) =
+            CommitLog::open(Arc::new(RealDisk), config, None).unwrap();
+        let entry = NewEntry {
+            id: StoreLogId {
+                term: 0,
+                node: 0,
+                index: 0,
+            },
+            kind: EntryKind::Blank,
+            count: 0,
+            payload: Bytes::new(),
+        };
+        log.append(vec![entry], Box::new(|_| {})).unwrap();
+        assert_eq!(log.flushed_index(), None);
+        let mut store = LogStore::new(Arc::clone(&log), SnapshotBoundary::default());
+        let vote = Vote {
+            leader_id: leader_id_std::LeaderId {
+                term: 1,
+                voted_for: 1,
+            },
+            committed: false,
+        };
+        store.save_vote(&vote).await.unwrap();
+        assert_eq!(log.flushed_index(), Some(0));
+        assert_eq!(log.read_vote(), Some(encode_vote(&vote).to_vec()));
     }
 
     #[test]

@@ -6,9 +6,12 @@
 
 mod dead_leader;
 mod forward;
+mod group;
 mod log_store;
 mod machine;
+mod members;
 mod peer;
+mod pulse;
 mod runtime;
 mod server;
 mod transport;
@@ -17,7 +20,6 @@ mod watch_role;
 mod wire;
 
 use std::{
-    collections::BTreeMap,
     io,
     net::SocketAddr,
     sync::{
@@ -29,12 +31,11 @@ use std::{
 
 use bytes::Bytes;
 use openraft::{
-    BasicNode, ChangeMembers, Config, Raft, SnapshotPolicy,
-    async_runtime::watch::WatchReceiver,
-    errors::{ClientWriteError, InitializeError, RaftError},
+    Config, Raft, SnapshotPolicy, async_runtime::watch::WatchReceiver, errors::ClientWriteError,
 };
 use raftmq_remoting::RemotingCommand;
 use raftmq_state::Reply;
+use raftmq_store::CommitLog;
 use tokio::{
     runtime::Handle,
     sync::{oneshot, watch},
@@ -46,7 +47,9 @@ use self::{
     forward::Forwarder,
     log_store::{LogStore, SnapshotBoundary},
     machine::{RaftMachine, RaftMachineParts},
+    members::Members,
     peer::Local,
+    pulse::Pulse,
     server::RaftServer,
     transport::Transport,
     types::{Batch, Callback, TypeConfig},
@@ -58,8 +61,9 @@ pub use self::{
 };
 use crate::{
     checkpoint::{CheckpointWriter, Checkpoints, MembershipRecord},
-    config::RaftConfig,
+    config::{GroupFormation, RaftConfig},
     machine::Machine,
+    metrics::Metrics,
     net::{Listener, Net},
     status::{NodeAddresses, RaftStatus},
 };
@@ -70,6 +74,8 @@ pub const RAFT_LOG_FILTER: &str = "openraft=error";
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pause between looks at the target's progress.
 const TRANSFER_POLL: Duration = Duration::from_millis(1);
+/// Pause between two questions whether Raft still answers.
+const PULSE_PAUSE: Duration = Duration::from_secs(1);
 /// Longest wait for Raft to turn a checkpoint into its snapshot.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -99,6 +105,9 @@ pub enum ChangeError {
     /// The request makes no sense for this group.
     #[error("{0}")]
     Invalid(String),
+    /// The node or group is not the one that the request is meant for.
+    #[error("{0}")]
+    Precondition(String),
     /// Raft refused.
     #[error("raft: {0}")]
     Raft(String),
@@ -110,6 +119,8 @@ pub struct ConsensusParts {
     pub cluster: String,
     /// Group, peers and timings.
     pub raft: RaftConfig,
+    /// Incarnation of the data folder.
+    pub incarnation: String,
     /// Where this node is reached; for its status.
     pub addresses: NodeAddresses,
     /// Network.
@@ -128,6 +139,8 @@ pub struct ConsensusParts {
     pub checkpoint_physical: u64,
     /// Receives requests that other replicas forward to this node.
     pub forwards: Arc<dyn ForwardHandler>,
+    /// Where refused peers are counted.
+    pub metrics: Arc<Metrics>,
 }
 
 impl std::fmt::Debug for ConsensusParts {
@@ -142,6 +155,8 @@ impl std::fmt::Debug for ConsensusParts {
 #[derive(Debug)]
 pub struct Consensus {
     raft: Raft<TypeConfig, RaftMachine>,
+    local: Local,
+    log: Arc<CommitLog>,
     runtime: Handle,
     role: watch::Receiver<Role>,
     status: watch::Receiver<Arc<RaftStatus>>,
@@ -152,6 +167,9 @@ pub struct Consensus {
     stopping: Arc<AtomicBool>,
     /// True while a transfer is under way: the proposer then holds back.
     intake_paused: watch::Sender<bool>,
+    pulse: Pulse,
+    /// Held while the group is formed: two calls at a time must not both find no group.
+    forming: Arc<tokio::sync::Mutex<()>>,
     /// Dropped at the end: the runtime thread then stops.
     _stop: oneshot::Sender<()>,
 }
@@ -217,6 +235,8 @@ impl Consensus {
             cluster: parts.cluster.clone(),
             group: parts.raft.group.clone(),
             id: parts.raft.self_id,
+            incarnation: parts.incarnation,
+            members: Arc::new(Members::new(parts.metrics.raft.refused_peers_total.clone())),
         };
         let boundary = SnapshotBoundary::default();
         let log = Arc::clone(parts.machine.log());
@@ -246,12 +266,21 @@ impl Consensus {
             .spawn(Raft::new(id, config, network, store, machine))
             .await;
         let raft = raft.map_err(io::Error::other)?.map_err(io::Error::other)?;
+        // Before the first peer is let in.
+        let membership = raft
+            .with_raft_state(|state| Arc::clone(state.membership_state.effective()))
+            .await
+            .map_err(io::Error::other)?;
+        local.members.set(&membership);
+        let heard = Pulse::new();
         let server = Arc::new(RaftServer {
             raft: raft.clone(),
             local: local.clone(),
+            formation: parts.raft.formation,
             boundary,
             dead_leader: DeadLeader::new(id, raft.clone(), Arc::clone(&log), transport.clone()),
             forwards: parts.forwards,
+            heard: heard.clone(),
         });
         let listener = parts.listener;
         runtime.spawn(async move {
@@ -259,15 +288,20 @@ impl Consensus {
             tracing::error!(%error, "raft port stops accepting");
         });
         let stopping = Arc::new(AtomicBool::new(false));
+        let asked = raft.clone();
+        let pulse = Pulse::start(&runtime, PULSE_PAUSE, move || answers(asked.clone()));
         let watched = watch_role::start(
             &runtime,
             raft.clone(),
             &local,
             parts.addresses,
+            heard,
             Arc::clone(&stopping),
         );
         let consensus = Arc::new(Self {
             raft,
+            local,
+            log,
             forwarder: Forwarder::new(transport, runtime.clone()),
             runtime,
             role: watched.role,
@@ -276,35 +310,14 @@ impl Consensus {
             checkpoints: parts.checkpoints,
             stopping,
             intake_paused: watch::Sender::new(false),
+            pulse,
+            forming: Arc::default(),
             _stop: stop,
         });
-        consensus.form_group(&parts.raft).await?;
+        if parts.raft.formation == GroupFormation::Peers {
+            consensus.form_group_of_peers(&parts.raft).await?;
+        }
         Ok(consensus)
-    }
-
-    /// On the very first start, every node writes the same first entry: the members of the
-    /// configuration. It is safe for all of them to do so.
-    async fn form_group(&self, config: &RaftConfig) -> Result<(), io::Error> {
-        let members: BTreeMap<u64, BasicNode> = config
-            .peers
-            .iter()
-            .map(|peer| (peer.id, BasicNode::new(&peer.address)))
-            .collect();
-        let raft = self.raft.clone();
-        let formed = self
-            .runtime
-            .spawn(async move {
-                if raft.is_initialized().await.map_err(io::Error::other)? {
-                    return Ok(());
-                }
-                match raft.initialize(members).await {
-                    // Not allowed: a peer's leader was faster and has sent its log already.
-                    Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
-                    Err(error) => Err(io::Error::other(error)),
-                }
-            })
-            .await;
-        formed.map_err(io::Error::other)?
     }
 
     /// Runs tasks next to Raft's: what talks to it for every batch saves a wake-up across threads.
@@ -465,36 +478,6 @@ impl Consensus {
             .map_err(|error| ChangeError::Raft(error.to_string()))
     }
 
-    /// Adds a node that receives the log without a vote.
-    ///
-    /// # Errors
-    /// When this node does not lead or Raft refuses.
-    pub async fn add_learner(&self, id: u64, address: String) -> Result<(), ChangeError> {
-        let added = self
-            .raft
-            .add_learner(id, BasicNode::new(address), false)
-            .await;
-        added.map(|_| ()).map_err(change_error)
-    }
-
-    /// Makes exactly `voters` the voters. They must be members already.
-    ///
-    /// # Errors
-    /// When this node does not lead or Raft refuses.
-    pub async fn change_membership(&self, voters: Vec<u64>) -> Result<(), ChangeError> {
-        if voters.is_empty() {
-            return Err(ChangeError::Invalid(
-                "a group needs at least one voter".into(),
-            ));
-        }
-        let change = ChangeMembers::ReplaceAllVoters(voters.into_iter().collect());
-        self.raft
-            .change_membership(change, false)
-            .await
-            .map(|_| ())
-            .map_err(change_error)
-    }
-
     /// Purges the log up to the checkpoint at `index`: makes it Raft's snapshot first, so that a
     /// node that is further behind can be brought up to date from it.
     ///
@@ -521,6 +504,12 @@ impl Consensus {
         Ok(())
     }
 
+    /// How long Raft's tasks and the state machine have not answered; a second when all is well.
+    #[must_use]
+    pub fn silent_for(&self) -> Duration {
+        self.pulse.age()
+    }
+
     /// Checkpoints on disk; the retention chooses among their roll points.
     #[must_use]
     pub fn checkpoints(&self) -> &Arc<Checkpoints> {
@@ -536,17 +525,17 @@ impl Consensus {
     }
 }
 
-fn change_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> ChangeError {
-    match error {
-        RaftError::APIError(
-            ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_),
-        ) => ChangeError::NotLeader,
-        error => ChangeError::Raft(error.to_string()),
-    }
+/// Waits until Raft's core and the state machine have answered; false when they have stopped.
+async fn answers(raft: Raft<TypeConfig, RaftMachine>) -> bool {
+    raft.with_raft_state(|_| ()).await.is_ok()
+        && raft
+            .with_state_machine(|_| Box::pin(async {}))
+            .await
+            .is_ok()
 }
 
 /// Index of the checkpoint that stands for everything purged; zero when nothing is.
-fn current_snapshot(log: &raftmq_store::CommitLog, checkpoints: &Checkpoints) -> u64 {
+fn current_snapshot(log: &CommitLog, checkpoints: &Checkpoints) -> u64 {
     let Some(purged) = log.purged_id() else {
         return 0;
     };

@@ -8,7 +8,10 @@ use tokio::{
     time::timeout,
 };
 
-use super::wire::{self, Channel, Hello, Kind, WIRE_VERSION};
+use super::{
+    members::{self, Members},
+    wire::{self, Channel, Hello, HelloAnswer, Kind, WIRE_VERSION},
+};
 use crate::net::{Net, Stream};
 
 /// Longest time from connect to the end of the hello. Unit: time. A healthy peer needs a round trip.
@@ -24,6 +27,10 @@ pub(crate) struct Local {
     pub cluster: String,
     pub group: String,
     pub id: u64,
+    /// Incarnation of this node's data folder.
+    pub incarnation: String,
+    /// What the membership says about everybody else's.
+    pub members: Arc<Members>,
 }
 
 /// Receiving half of a connection.
@@ -42,6 +49,8 @@ pub(crate) struct PeerWriter {
 pub(crate) struct PeerConnection {
     pub reader: PeerReader,
     pub writer: PeerWriter,
+    /// Incarnation of the other side's data folder, as it told.
+    pub incarnation: String,
 }
 
 impl std::fmt::Debug for PeerReader {
@@ -107,6 +116,7 @@ impl PeerConnection {
                 buffer: BytesMut::new(),
             },
             writer: PeerWriter { half: write },
+            incarnation: String::new(),
         }
     }
 
@@ -118,6 +128,9 @@ impl PeerConnection {
 }
 
 /// Connects to node `to` at `address` and introduces this node.
+///
+/// # Errors
+/// When it cannot be reached, does not take this node, or is not the member it should be.
 pub(crate) async fn connect(
     net: &Arc<dyn Net>,
     local: &Local,
@@ -132,6 +145,8 @@ pub(crate) async fn connect(
         from: local.id,
         to,
         channel,
+        incarnation: local.incarnation.clone(),
+        expects: local.members.named(to),
     };
     let work = async {
         let mut connection = PeerConnection::new(net.connect(address).await?);
@@ -139,14 +154,21 @@ pub(crate) async fn connect(
         let answer = connection
             .call(&wire::encode_raw(Kind::Hello, &body), Kind::HelloResult)
             .await?;
-        if answer.is_empty() {
-            Ok(connection)
-        } else {
-            let reason = String::from_utf8_lossy(&answer);
-            Err(io::Error::other(format!(
-                "node {to} at {address} refuses: {reason}"
-            )))
+        let HelloAnswer {
+            incarnation,
+            refusal,
+        } = read_answer(&answer);
+        if let Err(reason) = local.members.check(to, &incarnation) {
+            local.members.refuse(to, &incarnation, &reason);
+            return Err(io::Error::other(reason));
         }
+        if refusal.is_empty() {
+            connection.incarnation = incarnation;
+            return Ok(connection);
+        }
+        Err(io::Error::other(format!(
+            "node {to} at {address} refuses: {refusal}"
+        )))
     };
     timeout(HELLO_TIMEOUT, work).await.map_err(|_| {
         io::Error::new(
@@ -154,6 +176,17 @@ pub(crate) async fn connect(
             format!("connect node {to} at {address}: no answer"),
         )
     })?
+}
+
+/// The answer of a peer; versions without incarnations send nothing or the refusal as text.
+fn read_answer(body: &[u8]) -> HelloAnswer {
+    if body.is_empty() {
+        return HelloAnswer::default();
+    }
+    serde_json::from_slice(body).unwrap_or_else(|_| HelloAnswer {
+        incarnation: String::new(),
+        refusal: String::from_utf8_lossy(body).into_owned(),
+    })
 }
 
 /// Takes the hello of a new connection and answers it. An error closes the connection.
@@ -166,23 +199,35 @@ pub(crate) async fn accept(
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no hello from a peer"))??;
     let hello: Hello = serde_json::from_slice(&body).map_err(|_| wire::malformed("hello"))?;
-    match refusal(&hello, local) {
+    let refusal = refusal(&hello, local);
+    let answer = answer_body(&hello, local, refusal.as_deref())?;
+    connection
+        .writer
+        .send(&wire::encode_raw(Kind::HelloResult, &answer))
+        .await?;
+    match refusal {
         None => {
-            connection
-                .writer
-                .send(&wire::encode_raw(Kind::HelloResult, &[]))
-                .await?;
+            connection.incarnation.clone_from(&hello.incarnation);
             Ok((connection, hello))
         }
-        Some(reason) => {
-            let answer = wire::encode_raw(Kind::HelloResult, reason.as_bytes());
-            connection.writer.send(&answer).await?;
-            Err(io::Error::other(format!(
-                "refused node {}: {reason}",
-                hello.from
-            )))
-        }
+        Some(reason) => Err(io::Error::other(format!(
+            "refused node {}: {reason}",
+            hello.from
+        ))),
     }
+}
+
+/// The body of the answer to `hello`, in the form its sender understands.
+fn answer_body(hello: &Hello, local: &Local, refusal: Option<&str>) -> Result<Vec<u8>, io::Error> {
+    let refusal = refusal.unwrap_or_default();
+    if hello.incarnation.is_empty() {
+        return Ok(refusal.as_bytes().to_vec());
+    }
+    let answer = HelloAnswer {
+        incarnation: local.incarnation.clone(),
+        refusal: refusal.to_owned(),
+    };
+    serde_json::to_vec(&answer).map_err(io::Error::other)
 }
 
 /// Why a connection that introduced itself with `hello` is not for this node.
@@ -205,20 +250,65 @@ fn refusal(hello: &Hello, local: &Local) -> Option<String> {
             local.id, hello.to
         ));
     }
-    (hello.from == local.id && hello.channel != Channel::Forward)
-        .then(|| format!("node id {} is used twice", local.id))
+    if hello.from == local.id && hello.channel != Channel::Forward {
+        return Some(format!("node id {} is used twice", local.id));
+    }
+    disk_refusal(hello, local)
+}
+
+/// Refuses a member that returned with another disk, and a peer that takes this node for one.
+fn disk_refusal(hello: &Hello, local: &Local) -> Option<String> {
+    if let Err(reason) = local.members.check(hello.from, &hello.incarnation) {
+        local
+            .members
+            .refuse(hello.from, &hello.incarnation, &reason);
+        return Some(reason);
+    }
+    match members::compare(local.id, &hello.expects, &local.incarnation) {
+        Ok(()) => {
+            if hello.expects == local.incarnation {
+                local.members.taken();
+            }
+            None
+        }
+        Err(reason) => {
+            local.members.refused(&reason);
+            Some(reason)
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use prometheus::IntCounter;
+
     use super::*;
+    use crate::raft::types::{LogId, Membership, PeerNode, StoredMembership};
 
     fn local() -> Local {
         Local {
             cluster: "c".into(),
             group: "g".into(),
             id: 1,
+            incarnation: "disk-1".into(),
+            members: Arc::new(Members::new(IntCounter::new("r", "R.").unwrap())),
         }
+    }
+
+    /// A node whose membership names `incarnation` for node 2.
+    fn local_that_names(incarnation: &str) -> Local {
+        let local = local();
+        let node = PeerNode {
+            address: "b:2".into(),
+            incarnation: incarnation.into(),
+        };
+        let membership = Membership::new(vec![BTreeSet::from([2])], BTreeMap::from([(2, node)]));
+        let id = Some(LogId::new_term_index(1, 1));
+        let stored = StoredMembership::new(id, membership.unwrap());
+        local.members.set(&Arc::new(stored));
+        local
     }
 
     fn hello() -> Hello {
@@ -229,6 +319,8 @@ mod tests {
             from: 2,
             to: 1,
             channel: Channel::Append,
+            incarnation: "disk-2".into(),
+            expects: String::new(),
         }
     }
 
@@ -267,5 +359,45 @@ mod tests {
         );
         assert!(refusal(&Hello { to: 3, ..hello() }, &local()).is_some());
         assert!(refusal(&Hello { from: 1, ..hello() }, &local()).is_some());
+    }
+
+    #[test]
+    fn a_member_that_returned_with_another_disk_is_refused_from_both_sides() {
+        assert_eq!(refusal(&hello(), &local_that_names("disk-2")), None);
+        let reason = refusal(&hello(), &local_that_names("disk-9")).unwrap();
+        assert!(
+            reason.starts_with("node 2 returned with another disk:"),
+            "{reason}"
+        );
+        let expecting = |expects: &str| Hello {
+            expects: expects.into(),
+            ..hello()
+        };
+        let local = local();
+        assert_eq!(refusal(&expecting("disk-1"), &local), None);
+        let reason = refusal(&expecting("disk-0"), &local).unwrap();
+        assert!(
+            reason.starts_with("node 1 returned with another disk:"),
+            "{reason}"
+        );
+        assert_eq!(*local.members.refused_by().borrow(), Some(reason));
+    }
+
+    #[test]
+    fn an_answer_has_the_form_that_the_sender_of_the_hello_knows() {
+        let old = Hello {
+            incarnation: String::new(),
+            ..hello()
+        };
+        let body = |hello: &Hello, refusal| answer_body(hello, &local(), refusal).unwrap();
+        assert_eq!(body(&old, None), b"");
+        assert_eq!(body(&old, Some("no")), b"no");
+        for refusal in [None, Some("no")] {
+            let answer = read_answer(&body(&hello(), refusal));
+            assert_eq!(answer.incarnation, "disk-1");
+            assert_eq!(answer.refusal, refusal.unwrap_or_default());
+        }
+        assert_eq!(read_answer(b""), HelloAnswer::default());
+        assert_eq!(read_answer(b"no").refusal, "no");
     }
 }

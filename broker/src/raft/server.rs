@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
-use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
+use futures::{StreamExt, future::BoxFuture, stream};
 use openraft::Raft;
 use raftmq_remoting::RemotingCommand;
 use raftmq_store::checkpoint::Checkpoint;
@@ -16,12 +16,15 @@ use super::{
     dead_leader::DeadLeader,
     log_store::SnapshotBoundary,
     machine::RaftMachine,
+    members,
     peer::{self, Local, PeerConnection, PeerReader},
+    pulse::Pulse,
     types::{Snapshot, SnapshotMeta, TypeConfig},
-    wire::{self, Channel, Kind},
+    wire::{self, Channel, Hello, Kind},
 };
 use crate::{
     checkpoint,
+    config::GroupFormation,
     net::{Accepted, Listener},
 };
 
@@ -31,6 +34,9 @@ const PEER_CONNECTIONS_MAX: usize = 256;
 const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
 /// Forwarded requests of one peer that are handled at the same time.
 const FORWARDS_MAX: usize = 4096;
+
+/// Answers to append requests that one write carries at most.
+const ANSWERS_MAX: usize = 64;
 
 /// How a forwarded request ended.
 #[derive(Debug)]
@@ -55,9 +61,12 @@ pub trait ForwardHandler: Send + Sync {
 pub(crate) struct RaftServer {
     pub raft: Raft<TypeConfig, RaftMachine>,
     pub local: Local,
+    pub formation: GroupFormation,
     pub boundary: SnapshotBoundary,
     pub dead_leader: Arc<DeadLeader>,
     pub forwards: Arc<dyn ForwardHandler>,
+    /// Beats with the heartbeats of a leader.
+    pub heard: Pulse,
 }
 
 impl std::fmt::Debug for RaftServer {
@@ -96,19 +105,71 @@ impl RaftServer {
 
     async fn connection(self: Arc<Self>, accepted: Accepted) -> Result<(), io::Error> {
         let (connection, hello) = peer::accept(accepted.stream, &self.local).await?;
-        match hello.channel {
-            Channel::Append | Channel::Heartbeat => {
-                let result = self.append_stream(connection).await;
-                self.dead_leader.connection_ended(hello.from);
+        let members = &self.local.members;
+        let serve = async {
+            match hello.channel {
+                Channel::Append => self.append_stream(connection, None).await,
+                Channel::Heartbeat => self.append_stream(connection, Some(&self.heard)).await,
+                Channel::Control => self.control(connection, &hello).await,
+                Channel::Forward => self.forward(connection).await,
+            }
+        };
+        let from_leader = matches!(hello.channel, Channel::Append | Channel::Heartbeat);
+        tokio::select! {
+            biased;
+            result = serve => {
+                if from_leader {
+                    self.dead_leader.connection_ended(hello.from);
+                }
                 result
             }
-            Channel::Control => self.control(connection).await,
-            Channel::Forward => self.forward(connection).await,
+            reason = members.until_refused(hello.from, &hello.incarnation) => {
+                members.refuse(hello.from, &hello.incarnation, &reason);
+                Err(io::Error::other(reason))
+            }
         }
     }
 
-    async fn append_stream(&self, connection: PeerConnection) -> Result<(), io::Error> {
-        let PeerConnection { reader, mut writer } = connection;
+    /// Whether this node may take part in an election that the sender of `hello` asks it into.
+    ///
+    /// The membership is read from Raft itself, in the order of its messages: what connections
+    /// were checked against may be a moment older. A node that waits to be formed into a group has
+    /// an empty log, which may stand for a lost one: it helps nobody but a group that names its
+    /// very folder, which therefore never had another log (raft:I2).
+    async fn check_electoral(&self, hello: &Hello) -> Result<(), io::Error> {
+        let from = hello.from;
+        let state = self.raft.with_raft_state(move |state| {
+            let membership = state.membership_state.effective();
+            let named = membership
+                .get_node(&from)
+                .map(|node| node.incarnation.clone());
+            (membership.log_id().is_some(), named.unwrap_or_default())
+        });
+        let (formed, named) = state.await.map_err(io::Error::other)?;
+        if let Err(reason) = members::compare(from, &named, &hello.incarnation) {
+            let members = &self.local.members;
+            members.refuse(from, &hello.incarnation, &reason);
+            return Err(io::Error::other(reason));
+        }
+        let named_here = hello.expects == self.local.incarnation;
+        if formed || named_here || self.formation == GroupFormation::Peers {
+            return Ok(());
+        }
+        Err(io::Error::other(format!(
+            "no vote for node {from}: this node waits to be formed into its group and that node's \
+             membership does not name its incarnation"
+        )))
+    }
+
+    /// `heard` beats with each request that a leader may send.
+    async fn append_stream(
+        &self,
+        connection: PeerConnection,
+        heard: Option<&Pulse>,
+    ) -> Result<(), io::Error> {
+        let PeerConnection {
+            reader, mut writer, ..
+        } = connection;
         let requests = stream::unfold(reader, |mut reader| async move {
             match next_append(&mut reader).await {
                 Ok(Some(request)) => Some((request, reader)),
@@ -119,14 +180,16 @@ impl RaftServer {
                 }
             }
         });
-        // Fused: the look-ahead below may meet the end before the outer loop does.
-        let mut results = Box::pin(self.raft.stream_append(requests).fuse());
+        // What is ready together leaves in one write: one flush often completes several.
+        let mut results = Box::pin(self.raft.stream_append(requests).ready_chunks(ANSWERS_MAX));
         let mut answers = BytesMut::new();
-        while let Some(result) = results.next().await {
-            wire::put_append_result(&mut answers, &result.map_err(io::Error::other)?);
-            // What is ready together leaves in one write: one flush often completes several.
-            while let Some(Some(result)) = results.next().now_or_never() {
-                wire::put_append_result(&mut answers, &result.map_err(io::Error::other)?);
+        while let Some(ready) = results.next().await {
+            for result in ready {
+                let result = result.map_err(io::Error::other)?;
+                if let (Some(heard), Ok(_)) = (heard, &result) {
+                    heard.beat();
+                }
+                wire::put_append_result(&mut answers, &result);
             }
             writer.send(&answers).await?;
             answers.clear();
@@ -134,8 +197,15 @@ impl RaftServer {
         Ok(())
     }
 
-    async fn control(&self, mut connection: PeerConnection) -> Result<(), io::Error> {
+    async fn control(
+        &self,
+        mut connection: PeerConnection,
+        hello: &Hello,
+    ) -> Result<(), io::Error> {
         while let Some((kind, body)) = connection.reader.next().await? {
+            if matches!(kind, Kind::Vote | Kind::PreVote | Kind::Transfer) {
+                self.check_electoral(hello).await?;
+            }
             let answer = match kind {
                 Kind::Vote => {
                     let request = wire::decode_vote(body)?;
@@ -203,6 +273,7 @@ impl RaftServer {
         let PeerConnection {
             mut reader,
             mut writer,
+            ..
         } = connection;
         let permits = Arc::new(Semaphore::new(FORWARDS_MAX));
         let (answers, mut ready) = mpsc::channel::<Bytes>(FORWARDS_MAX);

@@ -17,7 +17,7 @@ use futures::{
     stream::{self, BoxStream},
 };
 use openraft::{
-    BasicNode, OptionalSend,
+    OptionalSend,
     errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
     network::{Backoff, RPCOption, RaftNetworkFactory, RaftNetworkV2},
     raft::{
@@ -29,7 +29,7 @@ use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     peer::{self, Local, PeerConnection, PeerReader, PeerWriter},
-    types::{Snapshot, TypeConfig, Vote},
+    types::{PeerNode, Snapshot, TypeConfig, Vote},
     wire::{self, Channel, Kind},
 };
 use crate::net::Net;
@@ -70,12 +70,12 @@ pub(crate) struct PeerClient {
 }
 
 impl Transport {
-    fn client(&self, target: u64, node: &BasicNode, channel: Channel) -> PeerClient {
+    fn client(&self, target: u64, node: &PeerNode, channel: Channel) -> PeerClient {
         PeerClient {
             dialer: Dialer {
                 transport: self.clone(),
                 target,
-                address: node.addr.clone(),
+                address: node.address.clone(),
             },
             channel,
             stream: Slot::default(),
@@ -87,15 +87,15 @@ impl Transport {
 impl RaftNetworkFactory<TypeConfig> for Transport {
     type Network = PeerClient;
 
-    async fn new_client(&mut self, target: u64, node: &BasicNode) -> PeerClient {
+    async fn new_client(&mut self, target: u64, node: &PeerNode) -> PeerClient {
         self.client(target, node, Channel::Append)
     }
 
-    async fn new_heartbeat_client(&mut self, target: u64, node: &BasicNode) -> PeerClient {
+    async fn new_heartbeat_client(&mut self, target: u64, node: &PeerNode) -> PeerClient {
         self.client(target, node, Channel::Heartbeat)
     }
 
-    async fn new_snapshot_client(&mut self, target: u64, node: &BasicNode) -> PeerClient {
+    async fn new_snapshot_client(&mut self, target: u64, node: &PeerNode) -> PeerClient {
         self.client(target, node, Channel::Control)
     }
 }
@@ -117,6 +117,13 @@ struct Dialer {
 }
 
 impl Dialer {
+    /// A kept connection, unless the membership has named another disk for the peer meanwhile.
+    fn take(&self, slot: &Slot) -> Option<PeerConnection> {
+        let kept = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let members = &self.transport.local.members;
+        kept.filter(|kept| members.check(self.target, &kept.incarnation).is_ok())
+    }
+
     async fn connect(&self, channel: Channel) -> Result<PeerConnection, io::Error> {
         let Transport { net, local } = &self.transport;
         peer::connect(net, local, self.target, &self.address, channel).await
@@ -136,12 +143,7 @@ impl PeerClient {
         limit: Duration,
     ) -> Result<Bytes, RPCError<TypeConfig>> {
         let work = async {
-            let kept = self
-                .control
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
-            let mut connection = match kept {
+            let mut connection = match self.dialer.take(&self.control) {
                 Some(connection) => connection,
                 None => self
                     .connect(Channel::Control)
@@ -334,11 +336,11 @@ where
     if input.as_mut().peek().await.is_none() {
         return Ok(());
     }
-    let kept = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
     let PeerConnection {
         mut reader,
         mut writer,
-    } = match kept {
+        incarnation,
+    } = match dialer.take(slot) {
         Some(connection) => connection,
         None => dialer
             .connect(channel)
@@ -349,7 +351,11 @@ where
         .await
         .map_err(|error| broken(&error))?;
     if reusable {
-        let connection = PeerConnection { reader, writer };
+        let connection = PeerConnection {
+            reader,
+            writer,
+            incarnation,
+        };
         *slot.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
     }
     Ok(())

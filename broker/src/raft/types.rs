@@ -10,7 +10,7 @@ use bytes::Bytes;
 use openraft::{
     EntryPayload, RaftTypeConfig,
     entry::RaftPayload,
-    impls::{BasicNode, BoxedErrorSource, InlineBatch, leader_id_std},
+    impls::{BoxedErrorSource, InlineBatch, leader_id_std},
     raft::responder::Responder,
     vote::leader_id_std::CommittedLeaderId,
 };
@@ -36,6 +36,15 @@ impl fmt::Display for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} commands, {} bytes", self.count, self.payload.len())
     }
+}
+
+/// A member as the membership names it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PeerNode {
+    /// Raft address, `host:port`; resolved anew at each connect.
+    pub address: String,
+    /// Incarnation of its data folder; empty = any.
+    pub incarnation: String,
 }
 
 /// Result of applying one entry: one reply for each command, in order.
@@ -78,12 +87,12 @@ impl RaftTypeConfig for TypeConfig {
     type D = Batch;
     type R = Replies;
     type NodeId = u64;
-    type Node = BasicNode;
+    type Node = PeerNode;
     type Term = u64;
     /// One leader per term, which keeps committed ids small and files simple.
     type LeaderId = leader_id_std::LeaderId<u64, u64>;
     type Vote = openraft::impls::Vote<Self::LeaderId>;
-    type Payload = EntryPayload<Batch, u64, BasicNode>;
+    type Payload = EntryPayload<Batch, u64, PeerNode>;
     type Entry = openraft::impls::Entry<CommittedLeaderId<u64>, Self::Payload>;
     type AsyncRuntime = RaftRuntime;
     type Responder<T>
@@ -105,15 +114,15 @@ pub(crate) type Vote = openraft::impls::Vote<leader_id_std::LeaderId<u64, u64>>;
 pub(crate) type Entry = <TypeConfig as RaftTypeConfig>::Entry;
 /// The membership of the group at some log id.
 pub(crate) type StoredMembership =
-    openraft::StoredMembership<CommittedLeaderId<u64>, u64, BasicNode>;
+    openraft::StoredMembership<CommittedLeaderId<u64>, u64, PeerNode>;
 /// Voters, learners and their addresses.
-pub(crate) type Membership = openraft::Membership<u64, BasicNode>;
+pub(crate) type Membership = openraft::Membership<u64, PeerNode>;
 /// Description of a snapshot.
 pub(crate) type SnapshotMeta =
-    openraft::storage::SnapshotMeta<CommittedLeaderId<u64>, u64, BasicNode>;
+    openraft::storage::SnapshotMeta<CommittedLeaderId<u64>, u64, PeerNode>;
 /// A snapshot: the encoded checkpoint.
 pub(crate) type Snapshot =
-    openraft::storage::Snapshot<CommittedLeaderId<u64>, u64, BasicNode, Bytes>;
+    openraft::storage::Snapshot<CommittedLeaderId<u64>, u64, PeerNode, Bytes>;
 
 /// Log id of openraft from one of the store.
 pub(crate) fn log_id(id: StoreLogId) -> LogId {
@@ -174,6 +183,10 @@ struct MembershipJson {
     configs: Vec<BTreeSet<u64>>,
     /// Raft address of every member, learners included.
     nodes: BTreeMap<u64, String>,
+    /// Incarnation of the members that have one. Absent when none has: these are then the bytes
+    /// that versions without incarnations write.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    incarnations: BTreeMap<u64, String>,
 }
 
 /// The membership as JSON.
@@ -182,7 +195,12 @@ pub(crate) fn encode_membership(membership: &Membership) -> Result<Bytes, io::Er
         configs: membership.get_joint_config().clone(),
         nodes: membership
             .nodes()
-            .map(|(id, node)| (*id, node.addr.clone()))
+            .map(|(id, node)| (*id, node.address.clone()))
+            .collect(),
+        incarnations: membership
+            .nodes()
+            .filter(|(_, node)| !node.incarnation.is_empty())
+            .map(|(id, node)| (*id, node.incarnation.clone()))
             .collect(),
     };
     serde_json::to_vec(&json)
@@ -198,12 +216,51 @@ pub(crate) fn decode_membership(json: &[u8]) -> Result<Membership, io::Error> {
             format!("decode membership: {reason}"),
         )
     };
-    let json: MembershipJson =
-        serde_json::from_slice(json).map_err(|error| invalid(error.to_string()))?;
-    let nodes: BTreeMap<u64, BasicNode> = json
-        .nodes
+    let MembershipJson {
+        configs,
+        nodes,
+        mut incarnations,
+    } = serde_json::from_slice(json).map_err(|error| invalid(error.to_string()))?;
+    let nodes: BTreeMap<u64, PeerNode> = nodes
         .into_iter()
-        .map(|(id, address)| (id, BasicNode::new(address)))
+        .map(|(id, address)| {
+            let incarnation = incarnations.remove(&id).unwrap_or_default();
+            let node = PeerNode {
+                address,
+                incarnation,
+            };
+            (id, node)
+        })
         .collect();
-    Membership::new(json.configs, nodes).map_err(|error| invalid(error.to_string()))
+    Membership::new(configs, nodes).map_err(|error| invalid(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn membership(incarnation: &str) -> Membership {
+        let node = |address: &str, incarnation: &str| PeerNode {
+            address: address.into(),
+            incarnation: incarnation.into(),
+        };
+        let nodes = BTreeMap::from([(1, node("a:1", "")), (2, node("b:2", incarnation))]);
+        Membership::new(vec![BTreeSet::from([1, 2])], nodes).unwrap()
+    }
+
+    #[test]
+    fn a_membership_without_incarnations_has_the_bytes_of_versions_that_know_none() {
+        let json = r#"{"configs":[[1,2]],"nodes":{"1":"a:1","2":"b:2"}}"#;
+        assert_eq!(encode_membership(&membership("")).unwrap(), json.as_bytes());
+        assert_eq!(decode_membership(json.as_bytes()).unwrap(), membership(""));
+    }
+
+    #[test]
+    fn incarnations_stand_beside_the_addresses_and_read_back() {
+        let json = r#"{"configs":[[1,2]],"nodes":{"1":"a:1","2":"b:2"},"incarnations":{"2":"x"}}"#;
+        let with = membership("x");
+        assert_eq!(encode_membership(&with).unwrap(), json.as_bytes());
+        assert_eq!(decode_membership(json.as_bytes()).unwrap(), with);
+        assert!(decode_membership(b"{}").is_err());
+    }
 }

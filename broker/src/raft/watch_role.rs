@@ -8,19 +8,22 @@ use std::{
     time::Duration,
 };
 
-use openraft::{Raft, RaftMetrics, ServerState, async_runtime::watch::WatchReceiver};
+use openraft::{Instant as _, Raft, RaftMetrics, ServerState, async_runtime::watch::WatchReceiver};
 use tokio::{
     runtime::Handle,
     sync::watch,
     time::{Instant, MissedTickBehavior, interval},
 };
 
-use super::{machine::RaftMachine, peer::Local, types::TypeConfig};
+use super::{machine::RaftMachine, peer::Local, pulse::Pulse, types::TypeConfig};
 use crate::status::{Member, NodeAddresses, PeerProgress, RaftRole, RaftStatus};
 
 /// How often progress is published. Role changes do not wait for it.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
-/// A follower that has not heard of a leader for longer is not ready.
+/// Silence after which a leader does not count as at work. A multiple of every sensible heartbeat
+/// interval; short against [`LEADERLESS_MAX`], which decides.
+const SILENCE_MAX: Duration = Duration::from_secs(2);
+/// A node whose group has had no leader at work for longer is not ready.
 const LEADERLESS_MAX: Duration = Duration::from_secs(5);
 
 /// What this node is to clients.
@@ -46,6 +49,7 @@ pub(super) fn start(
     raft: Raft<TypeConfig, RaftMachine>,
     local: &Local,
     addresses: NodeAddresses,
+    heard: Pulse,
     stopping: Arc<AtomicBool>,
 ) -> Watched {
     let first = raft.metrics().borrow_watched().clone();
@@ -58,6 +62,7 @@ pub(super) fn start(
         addresses,
         role,
         status,
+        heard,
         stopping,
     ));
     Watched {
@@ -72,6 +77,7 @@ async fn follow(
     addresses: NodeAddresses,
     role: watch::Sender<Role>,
     status: watch::Sender<Arc<RaftStatus>>,
+    heard: Pulse,
     stopping: Arc<AtomicBool>,
 ) {
     let mut server = raft.server_metrics();
@@ -79,19 +85,20 @@ async fn follow(
     let mut ticks = interval(PROGRESS_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut leader_seen = Instant::now();
+    let mut refused_by = local.members.refused_by();
+    let mut progress = CatchUp::default();
     loop {
         let metrics = all.borrow_and_update().clone();
-        if metrics.current_leader.is_some() {
+        local.members.set(&metrics.membership_config);
+        let refused = refused_by.borrow_and_update().clone();
+        if is_led(&metrics, heard.age()) {
             leader_seen = Instant::now();
         }
-        publish(
-            &metrics,
-            &local,
-            &addresses,
-            leader_seen.elapsed(),
-            &role,
-            &status,
-        );
+        let lacks = progress.lacks(&metrics);
+        let reason = refused
+            .or_else(|| not_ready_reason(&metrics, leader_seen.elapsed()))
+            .or(lacks);
+        publish(&metrics, &local, &addresses, reason, &role, &status);
         // A new leader is ready as soon as the state machine has applied an entry of its term,
         // which only the full metrics tell; at other times they change with every entry.
         let becoming_leader = metrics.current_leader == Some(metrics.id) && !role.borrow().serving;
@@ -100,6 +107,7 @@ async fn follow(
             biased;
             changed = server.changed() => changed.is_err(),
             changed = all.changed(), if becoming_leader => changed.is_err(),
+            _ = refused_by.changed() => false,
             _ = ticks.tick() => false,
         };
         if ended || all.borrow_watched().running_state.is_err() {
@@ -124,7 +132,7 @@ fn publish(
     metrics: &RaftMetrics<TypeConfig>,
     local: &Local,
     addresses: &NodeAddresses,
-    leaderless: Duration,
+    not_ready_reason: Option<String>,
     role: &watch::Sender<Role>,
     status: &watch::Sender<Arc<RaftStatus>>,
 ) {
@@ -142,8 +150,7 @@ fn publish(
         }
         changed
     });
-    let reason = not_ready_reason(metrics, leaderless);
-    let next = Arc::new(status_of(metrics, local, addresses, reason));
+    let next = Arc::new(status_of(metrics, local, addresses, not_ready_reason));
     status.send_if_modified(|current| {
         let changed = *current != next;
         *current = next;
@@ -162,7 +169,7 @@ fn role_of(metrics: &RaftMetrics<TypeConfig>) -> Role {
         .filter(|id| *id != metrics.id)
         .and_then(|id| {
             let node = metrics.membership_config.get_node(&id)?;
-            Some((id, node.addr.clone()))
+            Some((id, node.address.clone()))
         });
     Role {
         term: metrics.current_term,
@@ -171,9 +178,29 @@ fn role_of(metrics: &RaftMetrics<TypeConfig>) -> Role {
     }
 }
 
+/// Whether a leader is at work: this node with a quorum behind it, or one whose heartbeats come. Raft
+/// itself remembers the leader of the term also when that has gone silent.
+fn is_led(metrics: &RaftMetrics<TypeConfig>, leader_silent: Duration) -> bool {
+    let Some(leader) = metrics.current_leader else {
+        return false;
+    };
+    if leader != metrics.id {
+        return leader_silent < SILENCE_MAX;
+    }
+    let alone = metrics.membership_config.voter_ids().count() < 2;
+    let acked = metrics.last_quorum_acked.as_ref();
+    alone || acked.is_some_and(|acked| acked.elapsed() < SILENCE_MAX)
+}
+
 fn not_ready_reason(metrics: &RaftMetrics<TypeConfig>, leaderless: Duration) -> Option<String> {
-    if metrics.current_leader.is_none() && leaderless >= LEADERLESS_MAX {
-        return Some(format!("no leader for {} s", leaderless.as_secs()));
+    if metrics.membership_config.log_id().is_none() {
+        return Some("waits to be formed into its group".into());
+    }
+    if leaderless >= LEADERLESS_MAX {
+        return Some(format!(
+            "no leader with a quorum for {} s",
+            leaderless.as_secs()
+        ));
     }
     let id = metrics.id;
     if metrics.membership_config.get_node(&id).is_none() {
@@ -183,6 +210,39 @@ fn not_ready_reason(metrics: &RaftMetrics<TypeConfig>, leaderless: Duration) -> 
         return Some("nothing applied yet".into());
     }
     None
+}
+
+/// Whether this node has caught up with its group since the process started. Once it has, being a
+/// little behind is normal.
+#[derive(Default)]
+struct CatchUp {
+    done: bool,
+    /// Newest committed entry at the last look: under load there is always a newer one now.
+    goal: Option<u64>,
+}
+
+impl CatchUp {
+    /// What is missing, while it is.
+    fn lacks(&mut self, metrics: &RaftMetrics<TypeConfig>) -> Option<String> {
+        let applied = metrics.last_applied.map(|id| id.index());
+        let committed = metrics.cluster_committed.map(|id| id.index());
+        self.look(metrics.current_leader.is_some(), applied, committed)
+    }
+
+    fn look(
+        &mut self,
+        has_leader: bool,
+        applied: Option<u64>,
+        committed: Option<u64>,
+    ) -> Option<String> {
+        // Without a leader nobody tells what is committed.
+        if has_leader && !self.done {
+            self.done = self.goal.is_some() && applied >= self.goal;
+            self.goal = committed;
+        }
+        let (applied, goal) = (applied.unwrap_or(0), self.goal.unwrap_or(0));
+        (!self.done).then(|| format!("catches up: entry {applied} of {goal} is applied"))
+    }
 }
 
 fn status_of(
@@ -199,7 +259,8 @@ fn status_of(
             .filter(|(id, _)| voters.contains(id) == voting)
             .map(|(id, node)| Member {
                 id: *id,
-                address: node.addr.clone(),
+                address: node.address.clone(),
+                incarnation: node.incarnation.clone(),
             })
             .collect()
     };
@@ -243,5 +304,25 @@ fn status_of(
         ready: not_ready_reason.is_none(),
         not_ready_reason,
         addresses: addresses.clone(),
+        incarnation: local.incarnation.clone(),
+        initialized: metrics.membership_config.log_id().is_some(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_ready_once_it_has_what_was_committed_a_moment_ago() {
+        let mut progress = CatchUp::default();
+        assert!(progress.look(false, Some(5), Some(5)).is_some());
+        assert!(progress.look(true, Some(5), Some(90)).is_some());
+        let reason = progress.look(true, Some(60), Some(100)).unwrap();
+        assert_eq!(reason, "catches up: entry 60 of 100 is applied");
+        // There is always something newer under load.
+        assert_eq!(progress.look(true, Some(101), Some(110)), None);
+        assert_eq!(progress.look(true, Some(101), Some(999)), None);
+        assert_eq!(progress.look(false, Some(101), None), None);
     }
 }

@@ -112,6 +112,23 @@ pub(crate) struct Hello {
     /// Whom the sender believes to talk to.
     pub to: u64,
     pub channel: Channel,
+    /// Incarnation of the sender's data folder; empty = a version that has none.
+    #[serde(default)]
+    pub incarnation: String,
+    /// Incarnation the sender's membership names for `to`; empty = none.
+    #[serde(default)]
+    pub expects: String,
+}
+
+/// Answer to the hello of a sender that tells its incarnation. Others get an empty body, or the
+/// refusal as plain text.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct HelloAnswer {
+    /// Incarnation of the acceptor's data folder; empty = a version that has none.
+    pub incarnation: String,
+    /// Why the connection is not taken; empty = it is.
+    pub refusal: String,
 }
 
 /// A frame body that is not what its kind says.

@@ -1,6 +1,11 @@
 //! Opens the data folder and starts the threads that write it.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    hash::{BuildHasher, RandomState},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use raftmq_state::State;
 use raftmq_store::{
@@ -17,6 +22,8 @@ use crate::{
 
 /// The opened data folder.
 pub(super) struct Opened {
+    /// Tells this disk from another one under the same node id.
+    pub(super) incarnation: String,
     pub(super) log: Arc<CommitLog>,
     pub(super) index: Arc<QueueIndex>,
     pub(super) checkpoints: Arc<Checkpoints>,
@@ -46,7 +53,8 @@ fn open_folders(
         incarnation: String::new(),
         format_version: FORMAT_VERSION,
     };
-    Identity::open_or_create(&*disk, root, &expected)?;
+    let has_log = raftmq_store::has_log(&*disk, &config.store_commitlog)?;
+    let identity = Identity::open_or_create(&*disk, root, &expected, &new_incarnation(), has_log)?;
     let checkpoints = Arc::new(Checkpoints::open(
         Arc::clone(&disk),
         &root.join("checkpoint"),
@@ -91,6 +99,7 @@ fn open_folders(
         ),
     };
     Ok(Opened {
+        incarnation: identity.incarnation,
         log,
         index: Arc::new(index),
         checkpoints,
@@ -102,6 +111,17 @@ fn open_folders(
         flusher,
         preallocator,
     })
+}
+
+/// 128 random bits as hexadecimal digits: two disks never get the same ones. The keys of the
+/// standard library's hashes are random numbers of the system.
+fn new_incarnation() -> String {
+    let random = RandomState::new();
+    format!(
+        "{:016x}{:016x}",
+        random.hash_one(0_u8),
+        random.hash_one(1_u8)
+    )
 }
 
 /// Opens the consume queue that belongs to the restored checkpoint. When it is damaged and the

@@ -5,8 +5,12 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, task::JoinSet, time::sleep};
 
 use crate::{
-    broker::Broker, handler, namesrv::RegistrarInput, offset_commits::OffsetCommits, retention,
-    schedule, stats::Stats,
+    broker::Broker,
+    handler,
+    namesrv::{LEADER_BROKER_ID, RegistrarInput},
+    offset_commits::OffsetCommits,
+    retention, schedule,
+    stats::Stats,
 };
 
 /// Pause between looks for silent clients.
@@ -87,8 +91,18 @@ pub(super) fn registration(broker: &Arc<Broker>) -> watch::Receiver<Option<Regis
             metadata.borrow_and_update();
             // Unknown to itself and the others, a node is not registered.
             let input = (current.serving || current.leader.is_some()).then(|| RegistrarInput {
-                broker_id: broker.broker_id(),
-                broker_address: broker.config.broker_address(),
+                broker_id: if current.serving {
+                    LEADER_BROKER_ID
+                } else {
+                    broker.config.raft.self_id
+                },
+                broker_address: if current.serving {
+                    broker.config.leader_address()
+                } else {
+                    broker.config.broker_address()
+                },
+                address_is_shared: current.serving
+                    && broker.config.leader_service_address.is_some(),
                 role_epoch: current.term,
                 topics: Arc::new(handler::topic::topics_wrapper(&broker)),
             });

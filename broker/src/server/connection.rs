@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     net::SocketAddr,
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering},
@@ -14,7 +15,7 @@ use std::{
 use bytes::BytesMut;
 use raftmq_remoting::{RemotingCommand, frame};
 use tokio::{
-    sync::{Notify, oneshot},
+    sync::{Notify, oneshot, watch},
     time::timeout,
 };
 
@@ -32,6 +33,8 @@ const OUT_BYTES_SOFT: usize = 8 << 20;
 const OUT_BYTES_HARD: usize = 64 << 20;
 /// What an unanswered request holds besides its body: header and bookkeeping. Unit: bytes.
 const REQUEST_COST_BYTES: usize = 512;
+/// How long a client gets to close a connection whose every request is answered.
+const LINGER_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// A connected client. Owns the answer buffer and the table of requests sent to the client; each
 /// lock is taken for an append or a lookup only.
@@ -47,6 +50,8 @@ pub struct Connection {
     /// Requests were answered or answers written.
     wake_reader: Notify,
     closed: AtomicBool,
+    /// Nothing more is read; the writer ends when everything is answered.
+    finishing: AtomicBool,
     in_flight_bytes: AtomicUsize,
     in_flight_requests: AtomicUsize,
     next_opaque: AtomicI32,
@@ -69,6 +74,9 @@ impl Drop for InFlight {
             .in_flight_requests
             .fetch_sub(1, Ordering::Relaxed);
         self.connection.wake_reader.notify_one();
+        if self.connection.finishing.load(Ordering::SeqCst) {
+            self.connection.wake_writer.notify_one();
+        }
     }
 }
 
@@ -81,6 +89,7 @@ impl Connection {
             wake_writer: Notify::new(),
             wake_reader: Notify::new(),
             closed: AtomicBool::new(false),
+            finishing: AtomicBool::new(false),
             in_flight_bytes: AtomicUsize::new(0),
             in_flight_requests: AtomicUsize::new(0),
             next_opaque: AtomicI32::new(0),
@@ -147,6 +156,23 @@ impl Connection {
         }
     }
 
+    /// Reads no more; see [`Self::is_finished`].
+    fn finish(&self) {
+        self.finishing.store(true, Ordering::SeqCst);
+        self.wake_writer.notify_one();
+    }
+
+    /// Whether nothing more is read and everything that was read is answered.
+    fn is_finished(&self) -> bool {
+        self.finishing.load(Ordering::SeqCst)
+            && self.in_flight_requests.load(Ordering::SeqCst) == 0
+            && self
+                .out
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .is_empty()
+    }
+
     fn must_wait(&self) -> bool {
         self.in_flight_bytes.load(Ordering::Relaxed) > IN_FLIGHT_BYTES_MAX
             || self.in_flight_requests.load(Ordering::Relaxed) > IN_FLIGHT_REQUESTS_MAX
@@ -171,18 +197,32 @@ impl Connection {
     }
 }
 
-/// Serves one connection until it closes. `dispatch` must not block; it gets every request.
+/// Serves one connection until it closes, or until `stopping` turns true and what was read by then
+/// is answered. `dispatch` must not block; it gets every request.
 pub(crate) async fn serve(
     id: u64,
     peer: SocketAddr,
     stream: Stream,
+    mut stopping: watch::Receiver<bool>,
     dispatch: impl FnMut(&Arc<Connection>, RemotingCommand, InFlight),
 ) {
     let connection = Arc::new(Connection::new(id, peer));
-    let (reader, writer) = frame_io::open(stream, CONNECTION_IDLE_TIMEOUT);
-    let result = tokio::select! {
-        result = read(&connection, reader, dispatch) => result,
-        result = write(&connection, writer) => result,
+    let (mut reader, writer) = frame_io::open(stream, CONNECTION_IDLE_TIMEOUT);
+    let mut write = pin!(write(&connection, writer));
+    let ended = tokio::select! {
+        result = read(&connection, &mut reader, dispatch) => Some(result),
+        result = &mut write => Some(result),
+        // A sender that is gone means the same as a stop.
+        _ = stopping.wait_for(|stop| *stop) => None,
+    };
+    let result = match ended {
+        Some(result) => result,
+        None => {
+            connection.finish();
+            let result = write.await;
+            reader.discard(LINGER_TIMEOUT).await;
+            result
+        }
     };
     connection.closed.store(true, Ordering::SeqCst);
     if let Err(error) = result {
@@ -192,7 +232,7 @@ pub(crate) async fn serve(
 
 async fn read(
     connection: &Arc<Connection>,
-    mut reader: FrameReader,
+    reader: &mut FrameReader,
     mut dispatch: impl FnMut(&Arc<Connection>, RemotingCommand, InFlight),
 ) -> Result<(), ConnectionError> {
     // Parked pulls are answered within the idle time, so a silent connection is a dead one.
@@ -227,6 +267,9 @@ async fn write(
             &mut batch,
         );
         if batch.is_empty() {
+            if connection.is_finished() {
+                return Ok(writer.finish().await?);
+            }
             connection.wake_writer.notified().await;
             continue;
         }

@@ -97,6 +97,18 @@ impl FrameReader {
         }
     }
 
+    /// Throws away what still comes until the peer closes too, at most for `limit`. Closing with
+    /// unread bytes would reset the connection, and the peer might lose what it has not read yet.
+    pub(crate) async fn discard(&mut self, limit: Duration) {
+        let discard = async {
+            while self.fill().await.is_ok_and(|read| read > 0) {
+                self.buffer.clear();
+            }
+        };
+        // Whoever does not close by then is cut.
+        let _ = tokio::time::timeout(limit, discard).await;
+    }
+
     /// Reads once; 0 at the end of the stream.
     async fn fill(&mut self) -> Result<usize, ConnectionError> {
         self.buffer.reserve(room_for(&self.buffer));

@@ -1,15 +1,15 @@
 //! Accepts client connections.
 
 use std::{
-    future::pending,
     io,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 
 use super::{connection, dispatch, frame_io};
 use crate::{
@@ -19,27 +19,48 @@ use crate::{
     net::{Accepted, Listener},
 };
 
-/// Serves clients until `shutdown` turns true or the listener breaks.
+/// How long connections get to answer what they have read. Longer than a request is held.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Serves clients until `shutdown` turns true or the listener breaks. At a stop every request that
+/// was read is answered, and no other is read: a client may send those again elsewhere.
 pub(crate) async fn serve(
     broker: Arc<Broker>,
     listener: Box<dyn Listener>,
-    mut shutdown: watch::Receiver<bool>,
+    shutdown: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let ids = AtomicU64::new(1);
     let serve_one = |accepted: Accepted| {
         let id = ids.fetch_add(1, Ordering::Relaxed);
-        let broker = Arc::clone(&broker);
+        let (broker, stopping) = (Arc::clone(&broker), shutdown.clone());
         async move {
+            let Accepted { stream, peer } = accepted;
             let dispatch = dispatch::dispatcher(Arc::clone(&broker));
-            connection::serve(id, accepted.peer, accepted.stream, dispatch).await;
+            connection::serve(id, peer, stream, stopping, dispatch).await;
             notify_changed(&broker, broker.sessions.connection_closed(id));
         }
     };
     let refused = || broker.metrics.limit_reached("connections_max");
-    // Open connections end with their tasks when this returns: they wait for nothing.
+    let stop = async {
+        stopped(shutdown.clone()).await;
+        broker.long_poll.close();
+    };
+    let drained_too_slowly = async {
+        stopped(shutdown.clone()).await;
+        sleep(DRAIN_TIMEOUT).await;
+    };
+    // Returning ends the connections that are left.
     tokio::select! {
         biased;
-        _ = shutdown.wait_for(|stop| *stop) => Ok(()),
-        served = frame_io::accept_loop(listener, CONNECTIONS_MAX, pending(), serve_one, refused) => served,
+        served = frame_io::accept_loop(listener, CONNECTIONS_MAX, stop, serve_one, refused) => served,
+        () = drained_too_slowly => {
+            tracing::warn!("close connections with unanswered requests");
+            Ok(())
+        }
     }
+}
+
+/// Resolves when the process is to stop; a sender that is gone means the same.
+async fn stopped(mut shutdown: watch::Receiver<bool>) {
+    let _ = shutdown.wait_for(|stop| *stop).await;
 }

@@ -26,7 +26,8 @@ pub struct Identity {
     pub group: String,
     /// Node id in the Raft group; never used again after the node's disk was lost.
     pub node_id: u64,
-    /// Distinguishes two lives of a cluster with the same names.
+    /// Random text made when the log was new: tells a disk from the one that replaced it under the
+    /// same node id. Empty only in folders of versions that made none.
     pub incarnation: String,
     /// Layout of the folder, see [`FORMAT_VERSION`].
     pub format_version: u32,
@@ -34,23 +35,28 @@ pub struct Identity {
 
 impl Identity {
     /// Reads the folder's identity and compares it with `expected`, or writes `expected` into a
-    /// folder that has none. An empty expected `incarnation` accepts, and returns, any.
+    /// folder that has none. An empty expected `incarnation` accepts, and returns, any; a folder
+    /// that has none yet, or whose log is gone (`has_log` false), gets `fresh_incarnation`.
     pub fn open_or_create(
         disk: &dyn Disk,
         dir: &Path,
         expected: &Self,
+        fresh_incarnation: &str,
+        has_log: bool,
     ) -> Result<Self, StoreError> {
         let path = dir.join(FILE_NAME);
         let io = |source| StoreError::io("open", &path, source);
         disk.create_dir_all(dir).map_err(io)?;
         if !disk.exists(&path).map_err(io)? {
-            expected.write(disk, dir)?;
-            return Ok(expected.clone());
+            let mut created = expected.clone();
+            created.take_incarnation(fresh_incarnation, false);
+            created.write(disk, dir)?;
+            return Ok(created);
         }
         let file = disk.open(&path).map_err(io)?;
         let mut bytes = vec![0; file.len().map_err(io)?.min(FILE_BYTES_MAX) as usize];
         file.read_exact_at(&mut bytes, 0).map_err(io)?;
-        let found: Self = serde_json::from_slice(&bytes).map_err(|error| {
+        let mut found: Self = serde_json::from_slice(&bytes).map_err(|error| {
             StoreError::Identity(format!(
                 "{} is not a readable identity ({error}); restore it from a backup, or give the \
                  broker an empty folder and a new node id",
@@ -58,7 +64,21 @@ impl Identity {
             ))
         })?;
         found.compare(expected, dir)?;
+        if found.take_incarnation(fresh_incarnation, has_log) {
+            found.write(disk, dir)?;
+        }
         Ok(found)
+    }
+
+    /// Takes `fresh` unless there is an incarnation and the log it was made for; returns whether it
+    /// did.
+    fn take_incarnation(&mut self, fresh: &str, has_log: bool) -> bool {
+        let keeps = has_log && !self.incarnation.is_empty();
+        let takes = !keeps && !fresh.is_empty();
+        if takes {
+            fresh.clone_into(&mut self.incarnation);
+        }
+        takes
     }
 
     fn write(&self, disk: &dyn Disk, dir: &Path) -> Result<(), StoreError> {
@@ -144,12 +164,13 @@ mod tests {
     fn a_folder_of_another_node_is_refused_with_both_values() {
         let dir = tempfile::tempdir().unwrap();
         let folder = dir.path().join("data");
-        let written = Identity::open_or_create(&RealDisk, &folder, &identity(1)).unwrap();
+        let written = Identity::open_or_create(&RealDisk, &folder, &identity(1), "", true).unwrap();
         assert_eq!(
-            Identity::open_or_create(&RealDisk, &folder, &identity(1)).unwrap(),
+            Identity::open_or_create(&RealDisk, &folder, &identity(1), "", true).unwrap(),
             written
         );
-        let error = Identity::open_or_create(&RealDisk, &folder, &identity(2)).unwrap_err();
+        let error =
+            Identity::open_or_create(&RealDisk, &folder, &identity(2), "", true).unwrap_err();
         let text = error.to_string();
         assert!(
             text.contains("node id 1") && text.contains("node id 2"),
@@ -160,9 +181,32 @@ mod tests {
             ..identity(1)
         };
         assert_eq!(
-            Identity::open_or_create(&RealDisk, &folder, &any).unwrap(),
+            Identity::open_or_create(&RealDisk, &folder, &any, "other", true).unwrap(),
             written
         );
+    }
+
+    #[test]
+    fn a_new_folder_and_one_without_an_incarnation_keep_the_first_they_get() {
+        let dir = tempfile::tempdir().unwrap();
+        let open_log = |name: &str, fresh: &str, has_log: bool| {
+            let any = Identity {
+                incarnation: String::new(),
+                ..identity(1)
+            };
+            Identity::open_or_create(&RealDisk, &dir.path().join(name), &any, fresh, has_log)
+                .unwrap()
+        };
+        let open = |name: &str, fresh: &str| open_log(name, fresh, true);
+        assert_eq!(open("new", "one").incarnation, "one");
+        assert_eq!(open("new", "two").incarnation, "one");
+        // Written by a version that made none.
+        assert_eq!(open("old", "").incarnation, "");
+        assert_eq!(open("old", "three").incarnation, "three");
+        assert_eq!(open("old", "four").incarnation, "three");
+        // The log was on another disk, which is gone: this is not the node it was.
+        assert_eq!(open_log("old", "five", false).incarnation, "five");
+        assert_eq!(open("old", "six").incarnation, "five");
     }
 
     #[test]

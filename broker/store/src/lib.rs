@@ -51,4 +51,4 @@ pub use position::LogPosition;
 pub use prealloc::{PreallocOutcome, Preallocator};
 pub use record::{EntryKind, HEADER_BYTES, LogId, NewEntry, PAYLOAD_BYTES_MAX, StoredEntry};
 pub use recover::{RecoveryReport, TornEnd};
-pub use vote::VOTE_BYTES_MAX;
+pub use vote::{VOTE_BYTES_MAX, has_log};

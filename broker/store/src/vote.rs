@@ -67,6 +67,13 @@ enum Pair {
     Marks = 2,
 }
 
+/// Whether a log was ever opened in `dir`: its vote file is the first file that is made.
+pub fn has_log(disk: &dyn Disk, dir: &Path) -> Result<bool, StoreError> {
+    let path = dir.join(FILE_NAME);
+    disk.exists(&path)
+        .map_err(|source| StoreError::io("look for", &path, source))
+}
+
 impl VoteFile {
     /// Opens the file, or makes it when `may_create` (a folder without segments).
     pub(crate) fn open(disk: &dyn Disk, dir: &Path, may_create: bool) -> Result<Self, StoreError> {
