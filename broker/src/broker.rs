@@ -8,16 +8,15 @@
 
 use std::{
     net::SocketAddr,
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
+    sync::{Arc, OnceLock, atomic::AtomicUsize},
 };
 
+use tokio::sync::Notify;
+
 use crate::{
-    clock::Clock, config::BrokerConfig, long_poll::LongPoll, machine::Machine, metrics::Metrics,
-    offset_commits::OffsetCommits, proposer::Proposer, raft::Consensus, session::Sessions,
-    stats::Stats,
+    clock::Clock, config::BrokerConfig, disk_guard::DiskGuard, long_poll::LongPoll,
+    machine::Machine, metrics::Metrics, offset_commits::OffsetCommits, proposer::Proposer,
+    raft::Consensus, session::Sessions, stats::Stats,
 };
 
 /// Shared by all handlers of one broker process.
@@ -46,8 +45,10 @@ pub struct Broker {
     pub boot_timestamp_ms: u64,
     /// Bytes of requests that wait for a leader; bounded in `server/dispatch.rs`.
     pub(crate) held_bytes: AtomicUsize,
-    /// Whether the disk is fuller than `diskSpaceWarningLevelRatio`; set by the retention.
-    pub(crate) disk_full: AtomicBool,
+    /// What the disk still takes.
+    pub disk: DiskGuard,
+    /// Wakes the retention: somebody asks that what has expired be deleted now.
+    pub(crate) clean_asked: Notify,
     consensus: OnceLock<Arc<Consensus>>,
     proposer: OnceLock<Arc<Proposer>>,
 }
@@ -70,6 +71,8 @@ impl Broker {
         Arc::new(Self {
             boot_timestamp_ms: parts.clock.now_ms(),
             stats: Stats::new(parts.clock.now_ms()),
+            disk: DiskGuard::new(&parts.config),
+            clean_asked: Notify::new(),
             config: parts.config,
             store_host: parts.store_host,
             clock: parts.clock,
@@ -79,7 +82,6 @@ impl Broker {
             offset_commits: OffsetCommits::default(),
             metrics: parts.metrics,
             held_bytes: AtomicUsize::new(0),
-            disk_full: AtomicBool::new(false),
             consensus: OnceLock::new(),
             proposer: OnceLock::new(),
         })
@@ -124,9 +126,16 @@ impl Broker {
         }
     }
 
-    /// Whether sends are refused because the disk is too full.
+    /// Whether a message of `bytes` bytes may be stored now, or the disk is too full for it.
     #[must_use]
-    pub fn disk_is_full(&self) -> bool {
-        self.disk_full.load(Ordering::Relaxed)
+    pub fn takes_message(&self, bytes: usize) -> bool {
+        let waiting = self.proposer().waiting_bytes();
+        self.disk.takes_message(self.machine.log(), waiting, bytes)
+    }
+
+    /// Whether offsets and metadata may be stored now: longer than messages on a full disk.
+    #[must_use]
+    pub fn takes_note(&self) -> bool {
+        self.disk.takes_note(self.machine.log())
     }
 }

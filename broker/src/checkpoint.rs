@@ -10,8 +10,8 @@ use std::{
     io,
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
         mpsc,
     },
     thread,
@@ -21,9 +21,9 @@ use std::{
 use bytes::Bytes;
 use raftmq_state::State;
 use raftmq_store::{
-    CommitLog, Disk, LogId, LogPosition, StoreError,
+    CommitLog, Disk, DiskSpace, LogId, LogPosition, Reserve, StoreError,
     checkpoint::{Checkpoint, CheckpointDir},
-    index::{FrozenMemory, QueueIndex},
+    index::{FrozenIndex, QueueIndex},
 };
 
 /// Section tags of a checkpoint file. Stable: they are on disk.
@@ -40,12 +40,27 @@ mod section {
     pub(super) const TIMESTAMP: u32 = 5;
     /// Present when the checkpoint stands at the end of a segment.
     pub(super) const ROLL: u32 = 6;
+    /// Present when it came from another node: the log here may end before it, see `install`.
+    pub(super) const INSTALLED: u32 = 7;
 }
+
+/// What a roll point is made of.
+const ROLL_SECTIONS: [u32; 3] = [section::POSITION, section::TIMESTAMP, section::ROLL];
 
 /// Jobs that may wait for the writer. Beyond it no checkpoint is taken: the next one covers it.
 const JOBS_MAX: usize = 4;
 /// Local checkpoints kept, so that a damaged newest one does not cost a full scan.
 const LOCAL_KEPT: usize = 2;
+/// Space held back for the next checkpoint, at least, and as a multiple of the newest one. Unit of
+/// the first: bytes. A state of 100k queues takes about 10 MB.
+const RESERVE_BYTES: u64 = 16 << 20;
+/// See [`RESERVE_BYTES`]. The new one is written before the one it replaces is removed.
+const RESERVE_FACTOR: u64 = 2;
+/// No more than this part of the disk is held back, so that a small disk is not full of nothing.
+const RESERVE_PART: u64 = 16;
+/// Runs of the index are merged only while the disk is not fuller: a merge needs as much space as
+/// its runs have. Unit: percent.
+const MERGE_USED_MAX: u8 = 90;
 /// Pause between looks at the flushed index, and how often to look before giving up.
 const FLUSH_WAIT: Duration = Duration::from_millis(2);
 const FLUSH_WAITS_MAX: u32 = 5_000;
@@ -74,6 +89,8 @@ pub struct Restored {
     pub index_manifest: Option<Bytes>,
     /// Newest store timestamp up to there. Unit: ms since 1970; 0 = no message yet.
     pub last_store_timestamp_ms: u64,
+    /// It came from another node as a snapshot, and the log may not have been moved there yet.
+    pub installed: bool,
 }
 
 /// One checkpoint to write.
@@ -82,7 +99,7 @@ pub(crate) struct Job {
     pub id: LogId,
     pub state: Vec<u8>,
     pub membership: MembershipRecord,
-    pub frozen: Option<FrozenMemory>,
+    pub index: FrozenIndex,
     pub last_store_timestamp_ms: u64,
     pub roll: bool,
 }
@@ -98,11 +115,24 @@ pub struct RollPoint {
     pub last_store_timestamp_ms: u64,
 }
 
-/// The checkpoint folder and the roll points in it. Shared by the writer, Raft and retention.
+/// What is remembered of a checkpoint file.
+#[derive(Clone, Debug)]
+struct Known {
+    /// The index manifest, with which a restart can begin here.
+    manifest: Option<Bytes>,
+    /// Where the log can be purged up to.
+    roll: Option<RollPoint>,
+}
+
+/// The checkpoint folder and what is in it. Shared by the writer, Raft and retention.
 #[derive(Debug)]
 pub struct Checkpoints {
     dir: CheckpointDir,
-    rolls: Mutex<Vec<RollPoint>>,
+    /// By Raft log index; damaged ones are not here.
+    known: Mutex<BTreeMap<u64, Known>>,
+    reserve: Reserve,
+    /// Size of the newest one. Unit: bytes.
+    newest_bytes: AtomicU64,
 }
 
 fn damaged(section: &str) -> StoreError {
@@ -141,7 +171,7 @@ pub fn restore(checkpoint: &Checkpoint) -> Result<Restored, StoreError> {
     let section = |tag, name| checkpoint.sections.get(&tag).ok_or_else(|| damaged(name));
     let state = State::decode(section(section::STATE, "state")?)
         .map_err(|error| StoreError::decode("the state in a checkpoint", error.to_string()))?;
-    let position = LogPosition::decode(section(section::POSITION, "position")?)?;
+    let position = position_of(checkpoint)?;
     let membership = decode_membership_section(section(section::MEMBERSHIP, "membership")?)
         .ok_or_else(|| damaged("membership"))?;
     let index_manifest = checkpoint.sections.get(&section::INDEX).cloned();
@@ -154,12 +184,18 @@ pub fn restore(checkpoint: &Checkpoint) -> Result<Restored, StoreError> {
         membership,
         index_manifest,
         last_store_timestamp_ms: u64::from_le_bytes(*timestamp),
+        installed: checkpoint.sections.contains_key(&section::INSTALLED),
     })
+}
+
+fn position_of(checkpoint: &Checkpoint) -> Result<LogPosition, StoreError> {
+    let section = checkpoint.sections.get(&section::POSITION);
+    LogPosition::decode(section.ok_or_else(|| damaged("position"))?)
 }
 
 fn roll_point(checkpoint: &Checkpoint) -> Option<RollPoint> {
     checkpoint.sections.get(&section::ROLL)?;
-    let position = LogPosition::decode(checkpoint.sections.get(&section::POSITION)?).ok()?;
+    let position = position_of(checkpoint).ok()?;
     let timestamp = checkpoint
         .sections
         .get(&section::TIMESTAMP)?
@@ -171,40 +207,109 @@ fn roll_point(checkpoint: &Checkpoint) -> Option<RollPoint> {
     })
 }
 
+impl Known {
+    fn of(checkpoint: &Checkpoint) -> Self {
+        Self {
+            // Copied: a section is a slice that would keep the whole checkpoint in memory.
+            manifest: (checkpoint.sections.get(&section::INDEX))
+                .map(|manifest| Bytes::copy_from_slice(manifest)),
+            roll: roll_point(checkpoint),
+        }
+    }
+}
+
 impl Checkpoints {
-    /// Opens the folder and reads which checkpoints stand at the end of a segment.
+    /// Opens the folder and reads what the checkpoints in it are good for.
     ///
     /// # Errors
     /// When the folder cannot be read.
     pub fn open(disk: Arc<dyn Disk>, dir: &Path) -> Result<Self, StoreError> {
-        let dir = CheckpointDir::open(disk, dir)?;
-        let mut rolls = Vec::new();
-        for index in dir.list()? {
-            match dir.read(index) {
-                Ok(checkpoint) => rolls.extend(roll_point(&checkpoint)),
+        let reserve_dir = dir;
+        let dir = CheckpointDir::open(Arc::clone(&disk), dir)?;
+        let mut known = BTreeMap::new();
+        let mut newest_bytes = 0;
+        let mut locals = 0;
+        for index in dir.list()?.into_iter().rev() {
+            // A restart begins from one of the newest. Of the others, which may be as many as
+            // there are segments, only the point is wanted; they are verified before a purge.
+            let found = if locals < LOCAL_KEPT {
+                dir.read(index)
+            } else {
+                dir.peek(index, &ROLL_SECTIONS)
+            };
+            match found {
+                Ok(checkpoint) => {
+                    newest_bytes = newest_bytes.max(checkpoint.encoded_bytes() as u64);
+                    let one = Known::of(&checkpoint);
+                    locals += usize::from(one.manifest.is_some());
+                    known.insert(index, one);
+                }
                 Err(error) => tracing::warn!(index, %error, "skip damaged checkpoint"),
             }
         }
         Ok(Self {
             dir,
-            rolls: Mutex::new(rolls),
+            known: Mutex::new(known),
+            reserve: Reserve::open(disk, reserve_dir)?,
+            newest_bytes: AtomicU64::new(newest_bytes),
         })
     }
 
-    /// The newest intact checkpoint that a restart can begin from.
+    /// Space of the file system that holds the folder.
     ///
     /// # Errors
-    /// When the folder cannot be read.
-    pub fn newest(&self) -> Result<Option<Restored>, StoreError> {
-        for index in self.dir.list()?.into_iter().rev() {
-            match self
-                .dir
-                .read(index)
-                .and_then(|checkpoint| restore(&checkpoint))
-            {
-                Ok(restored) if restored.index_manifest.is_some() => return Ok(Some(restored)),
-                Ok(_) => {}
-                Err(error) => tracing::warn!(index, %error, "skip damaged checkpoint"),
+    /// When the file system does not say.
+    pub fn space(&self) -> Result<DiskSpace, StoreError> {
+        self.dir.space()
+    }
+
+    /// Holds space back for the next checkpoint, as far as the disk has it. Blocks for a write of
+    /// some MiB when the reserve was spent.
+    pub(crate) fn hold_reserve(&self) {
+        let newest = self.newest_bytes.load(Ordering::Relaxed);
+        let held = self.space().and_then(|space| {
+            let wanted = RESERVE_BYTES.max(newest.saturating_mul(RESERVE_FACTOR));
+            let most = space.total_bytes() / RESERVE_PART;
+            self.reserve.hold(wanted.min(most))
+        });
+        if let Err(error) = held {
+            tracing::warn!(%error, "hold space back for checkpoints");
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, BTreeMap<u64, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The newest intact checkpoint that a restart can begin from.
+    #[must_use]
+    pub fn newest(&self) -> Option<Restored> {
+        let locals = newest_locals(&self.known());
+        let read = |index: u64| self.dir.read(index).and_then(|read| restore(&read));
+        locals.into_iter().find_map(|index| {
+            read(index)
+                .inspect_err(|error| tracing::warn!(index, %error, "skip damaged checkpoint"))
+                .ok()
+        })
+    }
+
+    /// From where the log has to be verified when `restored` is what a restart begins from. The
+    /// log need not reach to an installed one: then it is the position of the one before.
+    ///
+    /// # Errors
+    /// When that one cannot be read any more.
+    pub fn verified_position(
+        &self,
+        restored: &Restored,
+    ) -> Result<Option<LogPosition>, StoreError> {
+        if !restored.installed {
+            return Ok(Some(restored.position.clone()));
+        }
+        let older = |index: &u64| *index < restored.id.index;
+        for index in newest_locals(&self.known()).into_iter().filter(older) {
+            let before = self.dir.read(index)?;
+            if !before.sections.contains_key(&section::INSTALLED) {
+                return position_of(&before).map(Some);
             }
         }
         Ok(None)
@@ -213,10 +318,23 @@ impl Checkpoints {
     /// Points the log may be purged up to, oldest first.
     #[must_use]
     pub fn rolls(&self) -> Vec<RollPoint> {
-        self.rolls
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.known()
+            .values()
+            .filter_map(|known| known.roll)
+            .collect()
+    }
+
+    /// Makes sure that the checkpoint at `index` can be the snapshot for which entries are given
+    /// up; when it is damaged, it is no roll point any more.
+    ///
+    /// # Errors
+    /// When it does not exist or is damaged.
+    pub(crate) fn verify(&self, index: u64) -> Result<(), StoreError> {
+        let verified = self.dir.read(index).and_then(|read| restore(&read));
+        if verified.is_err() {
+            self.known().remove(&index);
+        }
+        verified.map(|_| ())
     }
 
     /// The checkpoint at `index`.
@@ -227,50 +345,80 @@ impl Checkpoints {
         self.dir.read(index)
     }
 
-    /// Stores a checkpoint that came from another node as a snapshot. It can begin a restart: its
-    /// index is empty by definition.
+    /// Stores a checkpoint that came from another node as a snapshot, with the manifest of the
+    /// index that now begins there. Raft moves the log there only afterwards: a restart in between
+    /// finds a log that ends before its newest checkpoint, and moves it then.
     pub(crate) fn install(
         &self,
         mut checkpoint: Checkpoint,
-        empty_manifest: Vec<u8>,
+        manifest: Vec<u8>,
     ) -> Result<(), StoreError> {
-        checkpoint
-            .sections
-            .insert(section::INDEX, Bytes::from(empty_manifest));
-        self.dir.write(&checkpoint)?;
-        if let Some(roll) = roll_point(&checkpoint) {
-            let mut rolls = self.rolls.lock().unwrap_or_else(PoisonError::into_inner);
-            rolls.retain(|known| known.id.index != roll.id.index);
-            rolls.push(roll);
-            rolls.sort_by_key(|known| known.id.index);
-        }
+        let sections = &mut checkpoint.sections;
+        sections.insert(section::INDEX, Bytes::from(manifest));
+        sections.insert(section::INSTALLED, Bytes::new());
+        self.store(&checkpoint)
+    }
+
+    fn store(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
+        self.reserve.spend_on(|| self.dir.write(checkpoint))?;
+        let bytes = checkpoint.encoded_bytes() as u64;
+        self.newest_bytes.store(bytes, Ordering::Relaxed);
+        self.known()
+            .insert(checkpoint.id.index, Known::of(checkpoint));
         Ok(())
     }
 
-    /// Drops checkpoints that nothing needs any more: local ones but the newest few, and roll
-    /// points below `purged`.
+    /// Drops checkpoints that nothing needs any more: local ones but the newest few, roll points
+    /// below `purged`, and damaged ones that others have overtaken.
     pub(crate) fn prune(&self, purged: Option<u64>) -> Result<(), StoreError> {
-        let keep_from = purged.unwrap_or(0);
-        let rolls: Vec<u64> = {
-            let mut rolls = self.rolls.lock().unwrap_or_else(PoisonError::into_inner);
-            rolls.retain(|roll| roll.id.index >= keep_from);
-            rolls.iter().map(|roll| roll.id.index).collect()
+        let purged = purged.unwrap_or(0);
+        let (locals, rolls) = {
+            let mut known = self.known();
+            let locals = newest_locals(&known);
+            for (index, known) in known.iter_mut() {
+                known.manifest = known.manifest.take().filter(|_| locals.contains(index));
+            }
+            let rolls = known.iter().filter(|(_, known)| known.roll.is_some());
+            let rolls: Vec<u64> = rolls.map(|(index, _)| *index).collect();
+            (locals, rolls)
         };
-        for index in self.dir.list()?.into_iter().rev().skip(LOCAL_KEPT) {
-            if !rolls.contains(&index) {
+        // A later one is being stored by another thread.
+        let newest = locals.first().copied().unwrap_or(0);
+        for index in self.dir.list()? {
+            let is_roll = index >= purged && rolls.contains(&index);
+            if index < newest && !locals.contains(&index) && !is_roll {
+                self.known().remove(&index);
                 self.dir.remove(index)?;
             }
         }
         Ok(())
     }
 
-    fn write(&self, job: Job, log: &CommitLog, index: &QueueIndex) -> Result<(), StoreError> {
+    pub(crate) fn write(
+        &self,
+        job: Job,
+        log: &CommitLog,
+        index: &QueueIndex,
+    ) -> Result<(), StoreError> {
         wait_until_flushed(log, job.id.index)?;
         let position = log.position_at(job.id.index)?;
+        let written = self.reserve.spend_on(|| index.write_frozen(&job.index));
+        let manifest = match written {
+            Ok(manifest) => manifest,
+            // Without its index it cannot begin a restart, but the log can be purged up to it,
+            // which is what a full disk needs.
+            Err(error) if job.roll => {
+                tracing::error!(index = job.id.index, %error, "write the index of a checkpoint");
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        if manifest.is_none() && !job.roll {
+            return Ok(());
+        }
         let mut sections = BTreeMap::new();
-        if let Some(frozen) = job.frozen {
-            index.write_frozen(frozen)?;
-            sections.insert(section::INDEX, Bytes::from(index.manifest()));
+        if let Some(manifest) = manifest {
+            sections.insert(section::INDEX, Bytes::from(manifest));
         }
         sections.insert(section::STATE, Bytes::from(job.state));
         sections.insert(section::POSITION, Bytes::from(position.encode()));
@@ -280,33 +428,37 @@ impl Checkpoints {
         if job.roll {
             sections.insert(section::ROLL, Bytes::new());
         }
-        let checkpoint = Checkpoint {
+        self.store(&Checkpoint {
             id: job.id,
             sections,
-        };
-        self.dir.write(&checkpoint)?;
-        if let Some(roll) = roll_point(&checkpoint) {
-            self.rolls
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(roll);
-        }
+        })?;
         self.prune(log.purged_id().map(|id| id.index))?;
         self.retire_runs(index)
     }
 
-    /// Lets the index delete run files that no kept checkpoint names.
+    /// Lets the index delete run files that no checkpoint names from which a restart may begin.
     fn retire_runs(&self, index: &QueueIndex) -> Result<(), StoreError> {
-        let mut manifests = Vec::new();
-        for at in self.dir.list()? {
-            if let Ok(checkpoint) = self.dir.read(at)
-                && let Some(manifest) = checkpoint.sections.get(&section::INDEX)
-            {
-                manifests.push(manifest.to_vec());
-            }
-        }
+        let manifests: Vec<Bytes> = {
+            let known = self.known();
+            let locals = newest_locals(&known).into_iter();
+            locals
+                .filter_map(|index| known.get(&index)?.manifest.clone())
+                .collect()
+        };
         index.retire(&manifests).map(|_| ())
     }
+}
+
+/// The newest checkpoints that a restart can begin from, newest first. Older ones may name run
+/// files that are gone.
+fn newest_locals(known: &BTreeMap<u64, Known>) -> Vec<u64> {
+    known
+        .iter()
+        .rev()
+        .filter(|(_, known)| known.manifest.is_some())
+        .map(|(index, _)| *index)
+        .take(LOCAL_KEPT)
+        .collect()
 }
 
 fn wait_until_flushed(log: &CommitLog, index: u64) -> Result<(), StoreError> {
@@ -342,6 +494,7 @@ impl CheckpointWriter {
         thread::Builder::new()
             .name("checkpoint".into())
             .spawn(move || {
+                checkpoints.hold_reserve();
                 while let Ok(job) = inbox.recv() {
                     let at = job.id.index;
                     match checkpoints.write(job, &log, &index) {
@@ -350,10 +503,13 @@ impl CheckpointWriter {
                         Err(error) => tracing::error!(index = at, %error, "write checkpoint"),
                     }
                     done.fetch_sub(1, Ordering::SeqCst);
-                    match index.merge_step() {
-                        Ok(_) => {}
-                        Err(error) => tracing::error!(%error, "merge index runs"),
+                    let space = checkpoints.space().unwrap_or_default();
+                    if space.used_percent() <= MERGE_USED_MAX
+                        && let Err(error) = index.merge_step()
+                    {
+                        tracing::error!(%error, "merge index runs");
                     }
+                    checkpoints.hold_reserve();
                 }
             })?;
         Ok(Self { jobs, pending })
@@ -379,3 +535,7 @@ impl CheckpointWriter {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "checkpoint_test.rs"]
+mod tests;

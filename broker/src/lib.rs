@@ -7,6 +7,7 @@ mod checkpoint;
 pub mod cli;
 pub mod clock;
 pub mod config;
+mod disk_guard;
 mod handler;
 pub mod http;
 pub mod limits;

@@ -4,6 +4,8 @@
 //! of the process depends on one. Names follow the Prometheus conventions (base units, `_total` for
 //! counters) and start with `raftmq_`. No label takes a value that a client chooses.
 
+mod log;
+
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +14,7 @@ use prometheus::{
     Registry, TextEncoder, core::Collector,
 };
 
+pub use self::log::{LogMetrics, LogReading};
 use crate::status::{RaftRole, RaftStatus};
 
 /// Start of every metric name.
@@ -100,13 +103,17 @@ impl Metrics {
         self.log.flush_seconds.observe(duration.as_secs_f64());
     }
 
-    /// Everything in the Prometheus text format, version 0.0.4; the Raft gauges show `status`.
-    /// A process without Raft has none.
-    pub(crate) fn scrape(&self, status: Option<&RaftStatus>) -> Result<String, prometheus::Error> {
+    /// Everything in the Prometheus text format, version 0.0.4; the gauges of Raft and of the log
+    /// show `node`. A process without Raft has none.
+    pub(crate) fn scrape(
+        &self,
+        node: Option<(&RaftStatus, LogReading)>,
+    ) -> Result<String, prometheus::Error> {
         // The lock guards no data, so a poisoned one is as good as any.
         let _guard = self.scrape.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(status) = status {
+        if let Some((status, log)) = node {
             self.raft.observe(status);
+            self.log.observe(log);
         }
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
@@ -123,8 +130,6 @@ impl Default for Metrics {
 pub struct RequestMetrics {
     /// Requests answered; `code` is the name of the request code, `result` of the response code.
     pub total: IntCounterVec,
-    /// Bytes of requests that were read and are not answered yet.
-    pub in_flight_bytes: IntGauge,
     /// Times a limit was reached; `limit` is the name of its constant in lower case.
     pub limit_reached_total: IntCounterVec,
     /// From a send request's last byte read to its answer handed to the socket.
@@ -141,14 +146,12 @@ pub struct RequestMetrics {
     pub parked_pulls: IntGauge,
     /// Requests passed on to the leader, by `result` (`answered`, `failed`).
     pub forwards_total: IntCounterVec,
-    /// Requests that wait for a leader.
-    pub held_requests: IntGauge,
-    /// Bytes of those requests.
-    pub held_bytes: IntGauge,
-    /// Requests whose wait for a leader ended, by `result` (`served`, `expired`, `refused`).
-    pub holds_total: IntCounterVec,
-    /// Registrations at name servers, by `result` (`ok`, `failed`).
-    pub registrations_total: IntCounterVec,
+    held_requests: IntGauge,
+    held_bytes: IntGauge,
+    holds_total: IntCounterVec,
+    /// Sends refused because the disk is too full.
+    pub disk_full_total: IntCounter,
+    registrations_total: IntCounterVec,
 }
 
 impl RequestMetrics {
@@ -161,10 +164,6 @@ impl RequestMetrics {
                 "requests_total",
                 "Requests answered, by request code and response code.",
                 &["code", "result"],
-            ),
-            in_flight_bytes: gauge(
-                "requests_in_flight_bytes",
-                "Bytes of requests read and not answered yet.",
             ),
             limit_reached_total: labelled(
                 "limit_reached_total",
@@ -200,6 +199,10 @@ impl RequestMetrics {
                 "Requests whose wait for a leader ended, by result.",
                 &["result"],
             ),
+            disk_full_total: counter(
+                "sends_refused_disk_full_total",
+                "Sends refused because the disk is too full.",
+            ),
             registrations_total: labelled(
                 "registrations_total",
                 "Registrations at name servers, by result.",
@@ -209,7 +212,32 @@ impl RequestMetrics {
     }
 }
 
-/// Connections by `listener` (`remoting`, `raft`, `http`, `namesrv`).
+impl RequestMetrics {
+    /// Notes a request of `bytes` bytes that waits for a leader from now on.
+    pub(crate) fn held(&self, bytes: usize) {
+        self.held_requests.inc();
+        self.held_bytes.add(gauge_value(bytes as u64));
+    }
+
+    /// Notes that it waits no longer.
+    pub(crate) fn released(&self, bytes: usize) {
+        self.held_requests.dec();
+        self.held_bytes.sub(gauge_value(bytes as u64));
+    }
+
+    /// Notes how the wait of a request ended: `served`, `expired` or `refused`.
+    pub(crate) fn hold_ended(&self, result: &str) {
+        self.holds_total.with_label_values(&[result]).inc();
+    }
+
+    /// Notes an attempt to register at a name server.
+    pub(crate) fn registration(&self, succeeded: bool) {
+        let result = if succeeded { "ok" } else { "failed" };
+        self.registrations_total.with_label_values(&[result]).inc();
+    }
+}
+
+/// Connections by `listener` (`remoting`, `raft`, `http`).
 #[derive(Debug)]
 pub struct ConnectionMetrics {
     /// Connections open now.
@@ -238,6 +266,31 @@ impl ConnectionMetrics {
                 labels,
             ),
         }
+    }
+}
+
+/// Counts an open connection until it is dropped.
+#[derive(Debug)]
+pub(crate) struct OpenConnection(IntGauge);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl ConnectionMetrics {
+    /// Notes a connection that `listener` has accepted.
+    pub(crate) fn accepted(&self, listener: &str) -> OpenConnection {
+        self.accepted_total.with_label_values(&[listener]).inc();
+        let open = self.open.with_label_values(&[listener]);
+        open.inc();
+        OpenConnection(open)
+    }
+
+    /// Notes a connection that was closed at once because `listener` was full.
+    pub(crate) fn refused(&self, listener: &str) {
+        self.refused_total.with_label_values(&[listener]).inc();
     }
 }
 
@@ -344,75 +397,6 @@ impl RaftMetrics {
     }
 }
 
-/// The way from a request to the disk, and the log on it.
-#[derive(Debug)]
-pub struct LogMetrics {
-    /// Commands that one proposal carried.
-    pub proposal_commands: Histogram,
-    /// Payload of one proposal. Unit: bytes.
-    pub proposal_bytes: Histogram,
-    /// One write and sync of the flush thread.
-    pub flush_seconds: Histogram,
-    /// Bytes that one flush wrote.
-    pub flush_bytes: Histogram,
-    /// Age of the oldest write that is not synced yet. Unit: seconds; 0 when nothing waits.
-    pub flush_oldest_seconds: Gauge,
-    /// Bytes of the log's segment files.
-    pub bytes: IntGauge,
-    /// Oldest physical offset that can be read.
-    pub first_physical_offset: IntGauge,
-    /// End of the log as a physical offset.
-    pub end_physical_offset: IntGauge,
-    /// Used part of the file system that holds the log, 0 to 1.
-    pub disk_used_ratio: Gauge,
-    /// Segments removed by retention.
-    pub segments_removed_total: IntCounter,
-}
-
-impl LogMetrics {
-    fn register(registry: &Registry) -> Self {
-        let histogram = |name, help, buckets| histogram(registry, name, help, buckets);
-        let gauge = |name, help| gauge(registry, name, help);
-        let ratio = |name, help| float_gauge(registry, name, help);
-        Self {
-            proposal_commands: histogram(
-                "proposal_commands",
-                "Commands in one proposal.",
-                &COUNT_BUCKETS,
-            ),
-            proposal_bytes: histogram("proposal_bytes", "Bytes in one proposal.", &BYTES_BUCKETS),
-            flush_seconds: histogram(
-                "flush_seconds",
-                "Duration of one write and sync of the log.",
-                &LATENCY_BUCKETS,
-            ),
-            flush_bytes: histogram("flush_bytes", "Bytes in one flush.", &BYTES_BUCKETS),
-            flush_oldest_seconds: ratio(
-                "flush_oldest_seconds",
-                "Age of the oldest write that is not synced yet.",
-            ),
-            bytes: gauge("log_bytes", "Bytes of the log's segment files."),
-            first_physical_offset: gauge(
-                "log_first_physical_offset",
-                "Oldest physical offset that can be read.",
-            ),
-            end_physical_offset: gauge(
-                "log_end_physical_offset",
-                "End of the log as a physical offset.",
-            ),
-            disk_used_ratio: ratio(
-                "disk_used_ratio",
-                "Used part of the file system that holds the log.",
-            ),
-            segments_removed_total: counter(
-                registry,
-                "log_segments_removed_total",
-                "Segments removed by retention.",
-            ),
-        }
-    }
-}
-
 /// A Prometheus gauge is signed; a value beyond 2^63 stays at the largest one.
 fn gauge_value(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
@@ -461,13 +445,26 @@ mod tests {
     use super::*;
     use crate::status::sample;
 
+    fn scrape(metrics: &Metrics, status: &RaftStatus) -> String {
+        let log = LogReading {
+            first_physical: 100,
+            end_physical: 350,
+            ground_bytes: 64,
+            waiting_bytes: 7,
+            oldest_unflushed: Duration::from_millis(250),
+            disk_used_percent: 91,
+            disk_full: true,
+        };
+        metrics.scrape(Some((status, log))).unwrap()
+    }
+
     #[test]
     fn a_scrape_shows_the_status_and_what_was_counted() {
         let metrics = Metrics::new();
         metrics.request_answered("SEND_MESSAGE_V2", "SUCCESS");
         metrics.proposer_batch(3, 5000);
         metrics.flushed(5064, Duration::from_micros(300));
-        let text = metrics.scrape(Some(&sample::leader())).unwrap();
+        let text = scrape(&metrics, &sample::leader());
         for line in [
             "raftmq_node_info{cluster=\"DefaultCluster\",group=\"broker-a\",node=\"1\"} 1",
             "raftmq_raft_role{role=\"LEADER\"} 1",
@@ -480,6 +477,14 @@ mod tests {
             "raftmq_proposal_commands_bucket{le=\"4\"} 1",
             "raftmq_flush_seconds_bucket{le=\"0.00025\"} 0",
             "raftmq_flush_seconds_bucket{le=\"0.0005\"} 1",
+            "raftmq_log_first_physical_offset 100",
+            "raftmq_log_end_physical_offset 350",
+            "raftmq_log_bytes 250",
+            "raftmq_log_ground_bytes 64",
+            "raftmq_proposer_waiting_bytes 7",
+            "raftmq_flush_oldest_seconds 0.25",
+            "raftmq_disk_used_ratio 0.91",
+            "raftmq_disk_full 1",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
         }
@@ -489,10 +494,10 @@ mod tests {
     fn a_removed_peer_leaves_the_scrape() {
         let metrics = Metrics::new();
         let mut status = sample::leader();
-        let before = metrics.scrape(Some(&status)).unwrap();
+        let before = scrape(&metrics, &status);
         assert!(before.contains("peer_lag_entries{"));
         status.peers.clear();
-        let after = metrics.scrape(Some(&status)).unwrap();
+        let after = scrape(&metrics, &status);
         assert!(!after.contains("peer_lag_entries{"));
     }
 

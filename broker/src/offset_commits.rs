@@ -92,8 +92,12 @@ impl OffsetCommits {
         }
     }
 
-    /// Commits what waits now, after what is on its way.
-    pub(crate) async fn flush(&self, broker: &Broker) {
+    /// Commits what waits now, after what is on its way. False when the disk is too full even for
+    /// that: then it goes on waiting, until the next commit of any client.
+    pub(crate) async fn flush(&self, broker: &Broker) -> bool {
+        if !broker.takes_note() {
+            return false;
+        }
         let _order = self.flushing.lock().await;
         let commits: Vec<OffsetCommit> = self
             .take()
@@ -115,6 +119,7 @@ impl OffsetCommits {
                 tracing::debug!(%error, "commit consumer offsets; clients repeat them");
             }
         }
+        true
     }
 }
 

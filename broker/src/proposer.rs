@@ -167,6 +167,11 @@ impl Proposer {
         }
     }
 
+    /// Bytes of commands that wait for their entry, or for its outcome.
+    pub(crate) fn waiting_bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
     /// Submits `command` and waits for its outcome.
     ///
     /// # Errors

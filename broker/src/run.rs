@@ -22,6 +22,7 @@ use crate::{
     broker::{Broker, BrokerParts},
     clock::{Clock, SystemClock},
     config::{BrokerConfig, NamesrvConfig},
+    disk_guard::{self, RoomLimits},
     http::{self, AdminOps},
     long_poll::LongPoll,
     machine::Machine,
@@ -153,12 +154,15 @@ pub async fn run_broker(
         membership: opened.membership,
         checkpoint_physical: opened.checkpoint_physical,
         forwards: Arc::new(ForwardedRequests(Arc::downgrade(&broker), runtime)),
+        room: RoomLimits::of_segment(config.segment_bytes),
         metrics: Arc::clone(&metrics),
     })
     .await
     .map_err(RunError::Raft)?;
     let proposer = Proposer::start(&consensus, Arc::clone(&clock), Arc::clone(&metrics));
     broker.join(Arc::clone(&consensus), proposer);
+    // Before the first client: its message may be the one too many.
+    disk_guard::look(&broker);
     serve_until(broker, net, clock, client_listener, shutdown).await
 }
 
@@ -196,6 +200,7 @@ async fn serve_until(
         &net,
         &registration,
         &unregistering,
+        &broker.metrics,
     );
     let mut tasks = background_tasks(&broker);
     let (leave_clients, clients_leaving) = watch::channel(false);

@@ -31,7 +31,8 @@ pub(crate) async fn run(broker: Arc<Broker>) {
     loop {
         broker.until_serving().await;
         sleep(LOOK_INTERVAL).await;
-        if !broker.is_serving() {
+        // A full disk takes no messages: these then come late.
+        if !broker.is_serving() || !broker.takes_message(DELIVER_BYTES_MAX) {
             continue;
         }
         for level in 1..=broker.config.message_delay_levels.len() {

@@ -226,19 +226,28 @@ class Cluster:
         await_that("all nodes to have the same log", CATCH_UP_TIMEOUT, equal)
 
 
-def http_status(address):
-    """GET /status, None when there is no answer."""
+def http_get(address, path):
+    """The body of an answer with 200, None when there is none."""
     host, port = address.rsplit(":", 1)
     connection = http.client.HTTPConnection(host, int(port), timeout=2)
     try:
-        connection.request("GET", "/status")
+        connection.request("GET", path)
         answer = connection.getresponse()
         body = answer.read()
-        return json.loads(body) if answer.status == 200 else None
-    except (OSError, ValueError, http.client.HTTPException):
+        return body if answer.status == 200 else None
+    except (OSError, http.client.HTTPException):
         return None
     finally:
         connection.close()
+
+
+def http_status(address):
+    """GET /status, None when there is no answer."""
+    body = http_get(address, "/status")
+    try:
+        return json.loads(body) if body is not None else None
+    except ValueError:
+        return None
 
 
 @contextlib.contextmanager
@@ -271,7 +280,7 @@ def running_cluster():
 class Load:
     """`raftmq bench produce` in the background."""
 
-    def __init__(self, cluster, topic, rate=400, connections=4, in_flight=1, queues=4):
+    def __init__(self, cluster, topic, rate=400, connections=4, in_flight=1, queues=4, size=128):
         self.topic = topic
         self.queues = queues
         self.ack_log = cluster.folder / f"{topic}.acks"
@@ -279,6 +288,7 @@ class Load:
         for address in cluster.addresses():
             arguments += ["-b", address]
         arguments += ["-c", str(connections), "--in-flight", str(in_flight), "--rate", str(rate)]
+        arguments += ["--size", str(size)]
         # Ends by itself long after the script would have.
         arguments += ["--seconds", "3600", "--interval", "0", "--format", "json"]
         arguments += ["--ack-log", str(self.ack_log)]
@@ -309,8 +319,15 @@ class Load:
             self.process.communicate()
 
     def acks(self):
-        """Acknowledged messages as (key, queue id, queue offset)."""
+        """Acknowledged messages as (key, queue id, queue offset); after the end of the load."""
         return read_message_log(self.ack_log)
+
+    def acknowledged(self):
+        """How many messages were acknowledged so far, about."""
+        try:
+            return self.ack_log.read_bytes().count(b"\n")
+        except FileNotFoundError:
+            return 0
 
 
 @contextlib.contextmanager

@@ -7,13 +7,20 @@ import threading
 import time
 
 SEND_MESSAGE = 10
+PULL_MESSAGE = 11
 QUERY_CONSUMER_OFFSET = 14
 UPDATE_CONSUMER_OFFSET = 15
+CREATE_TOPIC = 17
+GET_ALL_TOPICS = 21
 GET_MAX_OFFSET = 30
+GET_MIN_OFFSET = 31
+GET_ALL_CONSUMER_OFFSETS = 43
 GET_ROUTE = 105
 CREATE_GROUP = 200
+DELETE_EXPIRED_COMMITLOG = 329
 
 SUCCESS = 0
+SERVICE_NOT_AVAILABLE = 14
 QUERY_NOT_FOUND = 22
 
 # Above the 2.8 s for which a replica holds a request that waits for a leader. Unit: seconds.
@@ -132,8 +139,8 @@ class Client:
             self.connection = None
         self.place = (self.place + 1) % len(self.addresses)
 
-    def send(self, topic, queue_id, key):
-        """Sends one message; (queue id, queue offset) when it is acknowledged, else Failed."""
+    def try_send(self, topic, queue_id, key, body=b"probe"):
+        """Sends one message; the header of the answer."""
         fields = {
             "producerGroup": "e2e",
             "topic": topic,
@@ -148,12 +155,87 @@ class Client:
             "unitMode": "false",
             "batch": "false",
         }
-        header, _ = self.call(SEND_MESSAGE, fields, b"probe")
+        return self.call(SEND_MESSAGE, fields, body)[0]
+
+    def send(self, topic, queue_id, key):
+        """Sends one message; (queue id, queue offset) when it is acknowledged, else Failed."""
+        header = self.try_send(topic, queue_id, key)
         if header["code"] != SUCCESS:
             self.next_replica()
             raise Failed(f"answer {header['code']}: {header.get('remark')}")
         answer = header["extFields"]
         return int(answer["queueId"]), int(answer["queueOffset"])
+
+
+def ask(address, code, fields=(), body=b"", timeout=CALL_TIMEOUT):
+    """One request on a connection of its own; (header, body) of an answer with SUCCESS."""
+    connection = Connection(address, timeout)
+    try:
+        header, answer = connection.call(code, dict(fields), body)
+    finally:
+        connection.close()
+    if header["code"] != SUCCESS:
+        raise Failed(f"answer {header['code']} to {code}: {header.get('remark')}")
+    return header, answer
+
+
+def pull(connection, topic, queue_id, offset):
+    """Pulls some messages without waiting for any; (code, bytes of the messages)."""
+    fields = {
+        "consumerGroup": "e2e_pull",
+        "topic": topic,
+        "queueId": queue_id,
+        "queueOffset": offset,
+        "maxMsgNums": 32,
+        "sysFlag": 4,
+        "commitOffset": 0,
+        "suspendTimeoutMillis": 0,
+        "subscription": "*",
+        "subVersion": 0,
+        "expressionType": "TAG",
+    }
+    header, body = connection.call(PULL_MESSAGE, fields)
+    return header["code"], body
+
+
+def create_topic(address, topic, queues):
+    """Creates a topic."""
+    fields = {
+        "topic": topic,
+        "defaultTopic": "TBW102",
+        "readQueueNums": queues,
+        "writeQueueNums": queues,
+        "perm": 6,
+        "topicFilterType": "SINGLE_TAG",
+        "topicSysFlag": 0,
+        "order": "false",
+    }
+    ask(address, CREATE_TOPIC, fields)
+
+
+def create_group(address, group):
+    """Creates a subscription group."""
+    ask(address, CREATE_GROUP, body=json.dumps({"groupName": group}).encode())
+
+
+def commit_offset(address, group, topic, queue_id, offset):
+    """Commits a consumer offset and waits until it is in the log."""
+    queue = {"consumerGroup": group, "topic": topic, "queueId": queue_id}
+    ask(address, UPDATE_CONSUMER_OFFSET, {**queue, "commitOffset": offset})
+
+
+def committed_offset(address, group, topic, queue_id):
+    """The committed offset."""
+    queue = {"consumerGroup": group, "topic": topic, "queueId": queue_id}
+    header, _ = ask(address, QUERY_CONSUMER_OFFSET, queue)
+    return int(header["extFields"]["offset"])
+
+
+def queue_bounds(address, topic, queue_id):
+    """(min, max) offset of a queue."""
+    queue = {"topic": topic, "queueId": queue_id}
+    answers = [ask(address, code, queue)[0] for code in (GET_MIN_OFFSET, GET_MAX_OFFSET)]
+    return tuple(int(header["extFields"]["offset"]) for header in answers)
 
 
 class Prober(threading.Thread):

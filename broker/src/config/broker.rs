@@ -72,14 +72,16 @@ pub struct BrokerConfig {
     pub tail_bytes: u64,
     /// `deleteWhen`: hours of the day in which expired segments are deleted.
     pub delete_when_hours: Vec<u8>,
-    /// `fileReservedTime`: age at which a segment expires. Unit: hours.
+    /// `fileReservedTime`: age at which a segment expires. Unit: hours; 0 = as soon as it is full.
     pub file_reserved_hours: u64,
-    /// `diskMaxUsedSpaceRatio`: expired segments are deleted at any hour from here. Unit: %.
+    /// `diskMaxUsedSpaceRatio`: expired segments are deleted at any hour above it. Unit: %.
     pub disk_max_used_ratio: u8,
-    /// `diskSpaceWarningLevelRatio`: sends are refused from here. Unit: %.
+    /// `diskSpaceWarningLevelRatio`: messages are refused above it. Unit: %.
     pub disk_warning_ratio: u8,
-    /// `diskSpaceCleanForciblyRatio`: unexpired segments are deleted too from here. Unit: %.
+    /// `diskSpaceCleanForciblyRatio`: unexpired segments are deleted too above it. Unit: %.
     pub disk_clean_forcibly_ratio: u8,
+    /// `cleanFileForciblyEnable`: whether unexpired segments may be deleted at all.
+    pub clean_file_forcibly: bool,
     /// `autoCreateTopicEnable`.
     pub auto_create_topic: bool,
     /// `autoCreateSubscriptionGroup`.
@@ -257,6 +259,7 @@ impl BrokerConfig {
             disk_max_used_ratio: 75,
             disk_warning_ratio: 90,
             disk_clean_forcibly_ratio: 85,
+            clean_file_forcibly: true,
             auto_create_topic: true,
             auto_create_group: true,
             default_topic_queue_nums: 8,
@@ -344,7 +347,7 @@ impl BrokerConfig {
             self.flush_interval_commit_log_ms,
             1..=60_000,
         );
-        report.check_range("fileReservedTime", self.file_reserved_hours, 1..=876_000);
+        report.check_range("fileReservedTime", self.file_reserved_hours, 0..=876_000);
         let (used, forcibly, warning) = (
             self.disk_max_used_ratio,
             self.disk_clean_forcibly_ratio,

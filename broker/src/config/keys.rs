@@ -148,6 +148,7 @@ pub(super) static BROKER: Table<BrokerConfig> = Table {
         row!("diskMaxUsedSpaceRatio", disk_max_used_ratio),
         row!("diskSpaceWarningLevelRatio", disk_warning_ratio),
         row!("diskSpaceCleanForciblyRatio", disk_clean_forcibly_ratio),
+        row!("cleanFileForciblyEnable", clean_file_forcibly),
         row!("autoCreateTopicEnable", auto_create_topic),
         row!("autoCreateSubscriptionGroup", auto_create_group),
         row!("defaultTopicQueueNums", default_topic_queue_nums),
@@ -367,7 +368,7 @@ const BROKER_NO_EFFECT: &[NoEffect] = &[
         commitLogRecoverMaxNum maxRecoveryCommitlogFiles recoverConcurrently maxChecksumRange
         autoMessageVersionOnTopicLen maxTopicLength" },
     NoEffect { why: "retention deletes whole segments and needs no pacing",
-        names: "cleanFileForciblyEnable cleanResourceInterval deleteCommitLogFilesInterval
+        names: "cleanResourceInterval deleteCommitLogFilesInterval
         deleteConsumeQueueFilesInterval deleteFileBatchMax maxBatchDeleteFilesNum
         destroyMapedFileIntervalForcibly redeleteHangedFileInterval
         logicalDiskSpaceCleanForciblyThreshold correctLogicMinOffsetForceInterval

@@ -27,7 +27,6 @@ const IN_SYNC_GAP_MAX: u64 = 256 << 20;
 /// Entries at the start of the log that are searched for the first message.
 const EARLIEST_ENTRIES: u64 = 64;
 const EARLIEST_BYTES: u64 = 64 << 10;
-const MS_PER_HOUR: u64 = 3_600_000;
 
 type Rows = BTreeMap<String, String>;
 
@@ -98,41 +97,13 @@ pub(super) fn ha_status(broker: &Arc<Broker>, request: &Request) -> Handled {
 }
 
 /// 306, 316, 329: the consume queue follows the log by itself, and so do unused topics; expired
-/// segments go in the hours of `deleteWhen`, or now when 329 asks for it.
+/// segments go in the hours of `deleteWhen`, or, as in RocketMQ soon after the answer, when 329 asks
+/// for it.
 pub(super) fn clean(broker: &Arc<Broker>, request: &Request) -> Handled {
     if RequestCode(request.command.code) == RequestCode::DELETE_EXPIRED_COMMITLOG {
-        delete_expired(broker);
+        broker.clean_asked.notify_one();
     }
     Ok(success(request))
-}
-
-fn delete_expired(broker: &Broker) {
-    let Some(consensus) = broker.consensus().cloned() else {
-        return;
-    };
-    let reserved_ms = broker
-        .config
-        .file_reserved_hours
-        .saturating_mul(MS_PER_HOUR);
-    let expired_before = broker.clock.now_ms().saturating_sub(reserved_ms);
-    let purged = broker.machine.log().purged_id().map(|id| id.index);
-    let rolls = consensus.checkpoints().rolls();
-    let newest = rolls
-        .iter()
-        .rev()
-        .find(|roll| roll.last_store_timestamp_ms <= expired_before);
-    let Some(index) = newest.map(|roll| roll.id.index) else {
-        return;
-    };
-    if purged.is_some_and(|purged| index <= purged) {
-        return;
-    }
-    tokio::spawn(async move {
-        tracing::info!(index, "purge the log on request");
-        if let Err(error) = consensus.purge(index).await {
-            tracing::warn!(%error, "purge the log");
-        }
-    });
 }
 
 fn put(rows: &mut Rows, key: &str, value: impl ToString) {
@@ -194,12 +165,8 @@ fn counter_rows(broker: &Broker, rows: &mut Rows) {
 
 fn store_rows(broker: &Broker, rows: &mut Rows) {
     let log = broker.machine.log();
-    let (free, total) = log.disk_space().unwrap_or_default();
-    let used = if total == 0 {
-        0.0
-    } else {
-        1.0 - free.min(total) as f64 / total as f64
-    };
+    let space = log.look_at_space().unwrap_or_default();
+    let used = f64::from(space.used_percent()) / 100.0;
     let end = log.max_physical();
     put(rows, "commitLogMinOffset", log.min_physical());
     put(rows, "commitLogMaxOffset", end);
@@ -207,8 +174,8 @@ fn store_rows(broker: &Broker, rows: &mut Rows) {
     put(rows, "consumeQueueDiskRatio", format!("{used:.4}"));
     let capacity = format!(
         "Total : {}, Free : {}.",
-        byte_count(total),
-        byte_count(free)
+        byte_count(space.total_bytes()),
+        byte_count(space.available_bytes)
     );
     put(rows, "commitLogDirCapacity", capacity);
     let unflushed = end.saturating_sub(log.flushed_physical());

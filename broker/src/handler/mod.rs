@@ -72,6 +72,15 @@ impl Refusal {
         )
     }
 
+    /// The disk is so full that not even offsets and metadata are taken.
+    pub(crate) fn no_room() -> Self {
+        Self::new(
+            ResponseCode::SERVICE_NOT_AVAILABLE,
+            "the broker's disk is full, and what was reserved for offsets and metadata is used \
+             up; free some space",
+        )
+    }
+
     /// The response to `request`.
     pub(crate) fn response(self, request: &RemotingCommand) -> RemotingCommand {
         RemotingCommand::response_to(request, self.code).with_remark(self.remark)
@@ -119,8 +128,12 @@ impl From<SubmitError> for Refusal {
     }
 }
 
-/// Proposes `command` and waits until it is applied; a rejection becomes a refusal.
+/// Proposes `command`, which is no message, and waits until it is applied; a rejection becomes a
+/// refusal.
 pub(crate) async fn propose(broker: &Broker, command: Command) -> Result<Reply, Refusal> {
+    if !broker.takes_note() {
+        return Err(Refusal::no_room());
+    }
     match broker.proposer().propose(command.encode()).await? {
         Reply::Rejected { reason } => Err(send::reject(reason, "")),
         reply => Ok(reply),

@@ -112,7 +112,9 @@ pub(super) async fn update(broker: &Arc<Broker>, request: &Request) -> Handled {
         broker.offset_commits.add(commit);
     } else {
         // Older commits of the queue first, else they would undo this one.
-        broker.offset_commits.flush(broker).await;
+        if !broker.offset_commits.flush(broker).await {
+            return Err(Refusal::no_room());
+        }
         propose(
             broker,
             Command::CommitOffsets {

@@ -118,6 +118,7 @@ pub(crate) fn prepare(
 ) -> Result<Preparation, Refusal> {
     let mut request = SendRequest::parse(RequestCode(command.code), &command.ext_fields)?;
     check_broker(broker)?;
+    check_disk(broker, command.body.len())?;
     name::check_topic(&request.topic)
         .map_err(|error| Refusal::new(ResponseCode::INVALID_PARAMETER, error.to_string()))?;
     if name::is_send_forbidden(&request.topic) {
@@ -164,15 +165,22 @@ fn check_broker(broker: &Broker) -> Result<(), Refusal> {
         );
         return Err(Refusal::new(ResponseCode::NO_PERMISSION, remark));
     }
-    if broker.disk_is_full() {
-        return Err(Refusal::new(
-            ResponseCode::SYSTEM_ERROR,
-            "service not available now. It may be caused by one of the following reasons: the \
-             broker's disk is full, messages are put to the slave, or message store has been shut \
-             down.",
-        ));
-    }
     Ok(())
+}
+
+/// Refuses a message of `bytes` bytes when the disk is too full for it, as RocketMQ does.
+pub(crate) fn check_disk(broker: &Broker, bytes: usize) -> Result<(), Refusal> {
+    if broker.takes_message(bytes) {
+        return Ok(());
+    }
+    broker.metrics.requests.disk_full_total.inc();
+    let used = f64::from(broker.disk.used_percent()) / 100.0;
+    let remark = format!(
+        "service not available now. It may be caused by one of the following reasons: the broker's \
+         disk is full [CL: {used:5.2} CQ: {used:5.2} INDEX: {used:5.2}], messages are put to the \
+         slave, message store has been shut down, etc."
+    );
+    Err(Refusal::new(ResponseCode::SERVICE_NOT_AVAILABLE, remark))
 }
 
 fn check_queue(

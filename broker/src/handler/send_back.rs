@@ -53,6 +53,13 @@ pub(super) async fn send_back(broker: &Arc<Broker>, request: &Request) -> Handle
         let remark = format!("look message by offset failed, {offset}");
         return Err(Refusal::new(ResponseCode::SYSTEM_ERROR, remark));
     };
+    if !broker.takes_message(message.body.len()) {
+        // What RocketMQ says when its store refuses a message here; the consumer keeps it.
+        return Err(Refusal::new(
+            ResponseCode::SYSTEM_ERROR,
+            "SERVICE_NOT_AVAILABLE",
+        ));
+    }
     let header_max = header_max.filter(|_| request.command.version >= version::V3_4_9);
     let max = header_max.unwrap_or(group.retry_max_times);
     let next = next_of(message.reconsume_times, max, delay_level);

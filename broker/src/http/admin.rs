@@ -7,6 +7,7 @@ use futures::future::BoxFuture;
 use thiserror::Error;
 use tokio::sync::watch;
 
+use crate::metrics::LogReading;
 use crate::status::{Member, RaftStatus};
 
 /// Status, health and operations of this node's Raft group. The Raft glue implements it.
@@ -16,6 +17,9 @@ use crate::status::{Member, RaftStatus};
 pub trait AdminOps: Send + Sync {
     /// The newest status of this node. The sender stays alive as long as the node runs.
     fn status(&self) -> watch::Receiver<Arc<RaftStatus>>;
+
+    /// What the metrics of the log show now.
+    fn log(&self) -> LogReading;
 
     /// Starts handing the leader role to voter `to`, or to the voter with the most complete log.
     /// Done when the transfer has been started, not when it has succeeded.

@@ -9,12 +9,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use prometheus::IntGauge;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, OpenConnection};
 use crate::net::{Listener, Stream};
 
 /// Connections the HTTP port serves at a time: some scrapers and probes, the operator's replicas
@@ -72,11 +71,10 @@ impl axum::serve::Listener for HttpListener {
                 }
             };
             let Ok(permit) = Arc::clone(&self.permits).try_acquire_owned() else {
-                connections.refused_total.with_label_values(&[LABEL]).inc();
+                connections.refused(LABEL);
                 continue;
             };
-            connections.accepted_total.with_label_values(&[LABEL]).inc();
-            let open = connections.open.with_label_values(&[LABEL]);
+            let open = connections.accepted(LABEL);
             return (
                 HttpStream::new(accepted.stream, permit, open),
                 accepted.peer,
@@ -93,17 +91,16 @@ impl axum::serve::Listener for HttpListener {
 pub(super) struct HttpStream {
     stream: Stream,
     idle: Pin<Box<Sleep>>,
-    open: IntGauge,
+    _open: OpenConnection,
     _permit: OwnedSemaphorePermit,
 }
 
 impl HttpStream {
-    fn new(stream: Stream, permit: OwnedSemaphorePermit, open: IntGauge) -> Self {
-        open.inc();
+    fn new(stream: Stream, permit: OwnedSemaphorePermit, open: OpenConnection) -> Self {
         Self {
             stream,
             idle: Box::pin(sleep(IDLE_TIMEOUT)),
-            open,
+            _open: open,
             _permit: permit,
         }
     }
@@ -122,12 +119,6 @@ impl HttpStream {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,
         }
-    }
-}
-
-impl Drop for HttpStream {
-    fn drop(&mut self) {
-        self.open.dec();
     }
 }
 

@@ -100,11 +100,12 @@ fn router(
 }
 
 async fn show_metrics(State(shared): State<Shared>) -> Response {
-    let status = shared
+    let node = shared
         .admin
         .as_ref()
-        .map(|admin| Arc::clone(&admin.status().borrow()));
-    match shared.metrics.scrape(status.as_deref()) {
+        .map(|admin| (Arc::clone(&admin.status().borrow()), admin.log()));
+    let node = node.as_ref().map(|(status, log)| (&**status, *log));
+    match shared.metrics.scrape(node) {
         Ok(text) => ([(header::CONTENT_TYPE, TEXT_FORMAT)], text).into_response(),
         Err(error) => {
             tracing::error!(%error, "encode metrics");

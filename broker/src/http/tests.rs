@@ -18,7 +18,7 @@ use tonic::transport::Channel;
 
 use super::service::{STREAMS_MAX, StatusFeed, check_address, check_voters, progress_interval};
 use super::{AdminError, AdminOps, serve_on};
-use crate::metrics::Metrics;
+use crate::metrics::{LogReading, Metrics};
 use crate::net::{Net as _, TcpNet};
 use crate::status::{Member, RaftRole, RaftStatus, sample};
 
@@ -57,6 +57,10 @@ impl FakeRaft {
 impl AdminOps for FakeRaft {
     fn status(&self) -> watch::Receiver<Arc<RaftStatus>> {
         self.status.subscribe()
+    }
+
+    fn log(&self) -> LogReading {
+        LogReading::default()
     }
 
     fn transfer_leader(&self, to: Option<u64>) -> BoxFuture<'_, Result<(), AdminError>> {

@@ -20,6 +20,7 @@ use crate::limits::{
     NAMESRV_PLAIN_REGISTRATION_BYTES_MAX, NAMESRV_REGISTER_RETRY, NAMESRV_REGISTER_TIMEOUT,
     NAMESRV_UNREGISTER_TIMEOUT,
 };
+use crate::metrics::Metrics;
 use crate::net::Net;
 use crate::server::frame_io::{CallError, FrameClient};
 
@@ -79,6 +80,7 @@ impl Registrar {
         net: &Arc<dyn Net>,
         input: &watch::Receiver<Option<RegistrarInput>>,
         shutdown: &watch::Receiver<bool>,
+        metrics: &Arc<Metrics>,
     ) -> Self {
         let identity = Identity {
             cluster_name: config.cluster_name.clone(),
@@ -102,6 +104,7 @@ impl Registrar {
                 identity: identity.clone(),
                 net: Arc::clone(net),
                 status: Arc::clone(status),
+                metrics: Arc::clone(metrics),
                 client: None,
                 sent: None,
             };
@@ -128,6 +131,7 @@ struct Registration {
     identity: Identity,
     net: Arc<dyn Net>,
     status: Arc<NamesrvStatus>,
+    metrics: Arc<Metrics>,
     client: Option<FrameClient>,
     /// What the name server may know of this broker.
     sent: Option<Sent>,
@@ -188,6 +192,9 @@ impl Registration {
             Some(input) => self.register(input).await,
             None => self.withdraw().await,
         };
+        if wanted.is_some() {
+            self.metrics.requests.registration(sent.is_ok());
+        }
         match sent {
             Ok(()) => {
                 self.status

@@ -264,7 +264,15 @@ async fn the_registrar_follows_the_role_at_every_name_server_and_leaves_at_the_s
         .map(str::to_owned)
         .to_vec();
     let net: Arc<dyn Net> = Arc::new(net);
-    let registrar = Registrar::start(&config, &addresses, &net, &watched_role, &watched_shutdown);
+    let metrics = Arc::new(crate::metrics::Metrics::new());
+    let registrar = Registrar::start(
+        &config,
+        &addresses,
+        &net,
+        &watched_role,
+        &watched_shutdown,
+        &metrics,
+    );
 
     // A follower at its own address, then the leader at an address of the leader's.
     role.send_replace(input(2, "own:1", 1));
@@ -320,7 +328,15 @@ fn registered(net: &MemoryNet, home: &Path, addresses: &[&str]) -> Registered {
         .map(|&address| address.to_owned())
         .collect();
     let net: Arc<dyn Net> = Arc::new(net.clone());
-    let registrar = Registrar::start(&config, &addresses, &net, &watched_role, &watched_shutdown);
+    let metrics = Arc::new(crate::metrics::Metrics::new());
+    let registrar = Registrar::start(
+        &config,
+        &addresses,
+        &net,
+        &watched_role,
+        &watched_shutdown,
+        &metrics,
+    );
     Registered {
         role,
         shutdown,

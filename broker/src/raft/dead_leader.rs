@@ -52,6 +52,8 @@ pub(super) struct DeadLeader {
     raft: Raft<TypeConfig, RaftMachine>,
     log: Arc<CommitLog>,
     transport: Transport,
+    /// Whether this node may stand for election at all.
+    stands: AtomicBool,
     /// A suspicion is being looked into; a dying process ends several connections at once.
     checking: AtomicBool,
 }
@@ -86,13 +88,19 @@ impl DeadLeader {
             raft,
             log,
             transport,
+            stands: AtomicBool::new(true),
             checking: AtomicBool::new(false),
         })
     }
 
+    /// Whether this node may stand for election from now on.
+    pub(super) fn stand(&self, may: bool) {
+        self.stands.store(may, Ordering::SeqCst);
+    }
+
     /// Takes note that a connection on which `peer` sends entries or heartbeats has ended.
     pub(super) fn connection_ended(self: &Arc<Self>, peer: u64) {
-        if self.checking.swap(true, Ordering::SeqCst) {
+        if !self.stands.load(Ordering::SeqCst) || self.checking.swap(true, Ordering::SeqCst) {
             return;
         }
         let this = Arc::clone(self);

@@ -30,6 +30,7 @@ use super::{
 use crate::{
     checkpoint::{self, CheckpointWriter, Checkpoints, Job, MembershipRecord, Restored},
     machine::Machine,
+    metrics::Metrics,
 };
 
 /// Log bytes after which a local checkpoint is due. Replaying them takes a fraction of a second.
@@ -59,6 +60,7 @@ pub(crate) struct RaftMachine {
     checkpoint_physical: u64,
     checkpoint_at: Instant,
     output: Output,
+    metrics: Arc<Metrics>,
 }
 
 /// What the apply task starts from.
@@ -74,6 +76,7 @@ pub(crate) struct RaftMachineParts {
     pub membership: MembershipRecord,
     /// Address the checkpoint covers the log up to.
     pub checkpoint_physical: u64,
+    pub metrics: Arc<Metrics>,
 }
 
 fn membership_record(stored: &StoredMembership) -> Result<MembershipRecord, io::Error> {
@@ -115,6 +118,7 @@ impl RaftMachine {
             checkpoint_physical: parts.checkpoint_physical,
             checkpoint_at: Instant::now(),
             output: Output::default(),
+            metrics: parts.metrics,
         })
     }
 
@@ -166,7 +170,7 @@ impl RaftMachine {
             id: store_id(&applied),
             state: self.machine.state().encode(),
             membership: membership_record(&self.membership)?,
-            frozen: self.machine.index().freeze(),
+            index: self.machine.index().freeze(),
             last_store_timestamp_ms: self.machine.last_store_timestamp_ms(),
             roll,
         };
@@ -279,7 +283,10 @@ impl RaftStateMachine<TypeConfig> for RaftMachine {
             .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(restored.position);
         self.machine
             .restore(restored.state, restored.last_store_timestamp_ms);
-        let manifest = self.machine.index().manifest();
+        let index_now = self.machine.index().freeze();
+        let manifest = self.machine.index().write_frozen(&index_now);
+        let manifest = manifest.map_err(storage_error)?;
+        let manifest = manifest.expect("only this task freezes or clears the index");
         self.checkpoints
             .install(checkpoint, manifest)
             .map_err(storage_error)?;
@@ -287,6 +294,7 @@ impl RaftStateMachine<TypeConfig> for RaftMachine {
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.checkpoint_physical = physical;
+        self.metrics.raft.snapshots_installed_total.inc();
         tracing::info!(index, "installed snapshot");
         Ok(())
     }

@@ -62,6 +62,7 @@ pub use self::{
 use crate::{
     checkpoint::{CheckpointWriter, Checkpoints, MembershipRecord},
     config::{GroupFormation, RaftConfig},
+    disk_guard::{RoomLimits, room},
     machine::Machine,
     metrics::Metrics,
     net::{Listener, Net},
@@ -76,8 +77,8 @@ const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
 const TRANSFER_POLL: Duration = Duration::from_millis(1);
 /// Pause between two questions whether Raft still answers.
 const PULSE_PAUSE: Duration = Duration::from_secs(1);
-/// Longest wait for Raft to turn a checkpoint into its snapshot.
-const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for Raft to turn a checkpoint into its snapshot, and then to purge the log.
+const PURGE_STEP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Why a proposed batch was not applied, named by what the caller may do about it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -139,7 +140,9 @@ pub struct ConsensusParts {
     pub checkpoint_physical: u64,
     /// Receives requests that other replicas forward to this node.
     pub forwards: Arc<dyn ForwardHandler>,
-    /// Where refused peers are counted.
+    /// Room that must be left in the log for what.
+    pub(crate) room: RoomLimits,
+    /// Prometheus metrics.
     pub metrics: Arc<Metrics>,
 }
 
@@ -161,6 +164,7 @@ pub struct Consensus {
     role: watch::Receiver<Role>,
     status: watch::Receiver<Arc<RaftStatus>>,
     forwarder: Forwarder,
+    dead_leader: Arc<DeadLeader>,
     snapshot_target: Arc<AtomicU64>,
     checkpoints: Arc<Checkpoints>,
     /// Set before Raft is stopped on purpose.
@@ -190,8 +194,13 @@ fn start_runtime() -> Result<(Handle, oneshot::Sender<()>), io::Error> {
     Ok((handle, stop))
 }
 
-fn raft_config(cluster: &str, raft: &RaftConfig) -> Result<Arc<Config>, io::Error> {
+fn raft_config(
+    cluster: &str,
+    raft: &RaftConfig,
+    enable_elect: bool,
+) -> Result<Arc<Config>, io::Error> {
     let config = Config {
+        enable_elect,
         cluster_name: format!("{cluster}/{}", raft.group),
         heartbeat_interval: raft.heartbeat_ms,
         election_timeout_min: raft.election_min_ms,
@@ -230,7 +239,8 @@ impl Consensus {
     /// inconsistent.
     pub async fn start(parts: ConsensusParts) -> Result<Arc<Self>, io::Error> {
         let (runtime, stop) = start_runtime()?;
-        let config = raft_config(&parts.cluster, &parts.raft)?;
+        let may_lead = room(parts.machine.log()) >= parts.room.election_room;
+        let config = raft_config(&parts.cluster, &parts.raft, may_lead)?;
         let local = Local {
             cluster: parts.cluster.clone(),
             group: parts.raft.group.clone(),
@@ -255,6 +265,7 @@ impl Consensus {
             applied: parts.applied.map(types::log_id),
             membership: parts.membership,
             checkpoint_physical: parts.checkpoint_physical,
+            metrics: Arc::clone(&parts.metrics),
         })?;
         let transport = Transport {
             net: parts.net,
@@ -272,15 +283,19 @@ impl Consensus {
             .await
             .map_err(io::Error::other)?;
         local.members.set(&membership);
+        let dead_leader = DeadLeader::new(id, raft.clone(), Arc::clone(&log), transport.clone());
         let heard = Pulse::new();
         let server = Arc::new(RaftServer {
             raft: raft.clone(),
             local: local.clone(),
             formation: parts.raft.formation,
             boundary,
-            dead_leader: DeadLeader::new(id, raft.clone(), Arc::clone(&log), transport.clone()),
+            dead_leader: Arc::clone(&dead_leader),
             forwards: parts.forwards,
             heard: heard.clone(),
+            log: Arc::clone(&log),
+            room: parts.room,
+            metrics: Arc::clone(&parts.metrics),
         });
         let listener = parts.listener;
         runtime.spawn(async move {
@@ -297,11 +312,13 @@ impl Consensus {
             parts.addresses,
             heard,
             Arc::clone(&stopping),
+            parts.metrics,
         );
         let consensus = Arc::new(Self {
             raft,
             local,
             log,
+            dead_leader,
             forwarder: Forwarder::new(transport, runtime.clone()),
             runtime,
             role: watched.role,
@@ -333,6 +350,12 @@ impl Consensus {
     /// Everything known about the group; changes of the role at once, progress a few times a second.
     pub fn status(&self) -> watch::Receiver<Arc<RaftStatus>> {
         self.status.clone()
+    }
+
+    /// Lets this node stand for election, or not: a leader must be able to write.
+    pub(crate) fn stand_for_election(&self, may: bool) {
+        self.raft.runtime_config().elect(may);
+        self.dead_leader.stand(may);
     }
 
     /// True while new batches should be held back because the leadership moves.
@@ -479,28 +502,46 @@ impl Consensus {
     }
 
     /// Purges the log up to the checkpoint at `index`: makes it Raft's snapshot first, so that a
-    /// node that is further behind can be brought up to date from it.
+    /// node that is further behind can be brought up to date from it. Returns when the segments
+    /// are gone.
     ///
     /// # Errors
-    /// When Raft stopped or does not take the snapshot.
+    /// When the checkpoint is damaged, or Raft stopped or does not take the snapshot.
     pub async fn purge(&self, index: u64) -> Result<(), ChangeError> {
         let fatal =
             |error: openraft::errors::Fatal<TypeConfig>| ChangeError::Raft(error.to_string());
+        let checkpoints = Arc::clone(&self.checkpoints);
+        let verified = tokio::task::spawn_blocking(move || checkpoints.verify(index)).await;
+        let invalid = |error: String| ChangeError::Invalid(format!("checkpoint {index}: {error}"));
+        verified
+            .map_err(|error| invalid(error.to_string()))?
+            .map_err(|error| invalid(error.to_string()))?;
         self.snapshot_target.store(index, Ordering::SeqCst);
         self.raft.trigger().snapshot().await.map_err(fatal)?;
-        let deadline = Instant::now() + SNAPSHOT_TIMEOUT;
+        self.await_metrics("snapshot", |metrics| {
+            metrics.snapshot.is_some_and(|id| id.index() >= index)
+        })
+        .await?;
+        self.raft.trigger().purge_log(index).await.map_err(fatal)?;
+        self.await_metrics("purge", |metrics| {
+            metrics.purged.is_some_and(|id| id.index() >= index)
+        })
+        .await
+    }
+
+    async fn await_metrics(
+        &self,
+        what: &'static str,
+        reached: impl Fn(&openraft::RaftMetrics<TypeConfig>) -> bool,
+    ) -> Result<(), ChangeError> {
+        let deadline = Instant::now() + PURGE_STEP_TIMEOUT;
         let metrics = self.raft.metrics();
-        while metrics
-            .borrow_watched()
-            .snapshot
-            .is_none_or(|id| id.index() < index)
-        {
+        while !reached(&metrics.borrow_watched()) {
             if Instant::now() >= deadline {
-                return Err(ChangeError::Timeout("snapshot", SNAPSHOT_TIMEOUT));
+                return Err(ChangeError::Timeout(what, PURGE_STEP_TIMEOUT));
             }
             sleep(TRANSFER_POLL).await;
         }
-        self.raft.trigger().purge_log(index).await.map_err(fatal)?;
         Ok(())
     }
 

@@ -20,6 +20,9 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
 const READ_BYTES: usize = 64 << 10;
 /// Room below which more is made.
 const READ_BYTES_MIN: usize = 4 << 10;
+/// Most that the read buffer grows ahead of the bytes that have come, whatever the length of a
+/// frame announces. The usual append request (1 MiB of entries) still gets its room at once.
+const READ_AHEAD_BYTES_MAX: usize = (1 << 20) + (64 << 10);
 
 /// Who this node is, as told in every hello.
 #[derive(Clone, Debug)]
@@ -76,8 +79,9 @@ impl PeerReader {
             }
             // A new block only when this one is nearly used up: payloads in the log's tail keep
             // their block alive.
-            if self.buffer.capacity() - self.buffer.len() < READ_BYTES_MIN {
-                self.buffer.reserve(READ_BYTES);
+            let ahead = wire::missing_bytes(&self.buffer).min(READ_AHEAD_BYTES_MAX);
+            if self.buffer.capacity() - self.buffer.len() < ahead.max(READ_BYTES_MIN) {
+                self.buffer.reserve(ahead.max(READ_BYTES));
             }
             if self.half.read_buf(&mut self.buffer).await? == 0 {
                 return if self.buffer.is_empty() {
@@ -282,6 +286,7 @@ fn disk_refusal(hello: &Hello, local: &Local) -> Option<String> {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
+    use futures::FutureExt as _;
     use prometheus::IntCounter;
 
     use super::*;
@@ -399,5 +404,43 @@ mod tests {
         }
         assert_eq!(read_answer(b""), HelloAnswer::default());
         assert_eq!(read_answer(b"no").refusal, "no");
+    }
+
+    #[tokio::test]
+    async fn a_frame_gets_memory_as_its_bytes_arrive_not_as_it_announces() {
+        let (here, there) = tokio::io::duplex(64 << 10);
+        let mut reader = PeerConnection::new(Box::new(here)).reader;
+        let mut sender = there;
+        let announced = u32::try_from(wire::PEER_FRAME_BYTES_MAX).unwrap();
+        sender.write_all(&announced.to_be_bytes()).await.unwrap();
+        sender.write_all(&[Kind::Append as u8; 100]).await.unwrap();
+        // The frame never comes; what was sent is read and the reader waits for more.
+        assert!(reader.next().now_or_never().is_none());
+        assert_eq!(reader.buffer.len(), 104);
+        assert!(reader.buffer.capacity() <= 2 * READ_AHEAD_BYTES_MAX);
+    }
+
+    #[tokio::test]
+    async fn frames_larger_than_the_read_ahead_arrive_whole() {
+        let (here, there) = tokio::io::duplex(64 << 10);
+        let mut reader = PeerConnection::new(Box::new(here)).reader;
+        let mut sender = there;
+        let bodies = [3 << 20, 0, (1 << 20) + 7, 100].map(|bytes: usize| {
+            let body: Vec<u8> = (0..bytes).map(|at| (at % 251) as u8).collect();
+            body
+        });
+        let sent = bodies.clone();
+        let sending = tokio::spawn(async move {
+            for body in sent {
+                let frame = wire::encode_raw(Kind::SnapshotChunk, &body);
+                sender.write_all(&frame).await.unwrap();
+            }
+            sender
+        });
+        for body in bodies {
+            assert!(reader.expect(Kind::SnapshotChunk).await.unwrap() == body);
+        }
+        drop(sending.await.unwrap());
+        assert!(reader.next().await.unwrap().is_none());
     }
 }

@@ -1,15 +1,16 @@
 //! Raft messages in: the listener on the Raft port.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, future::BoxFuture, stream};
-use openraft::Raft;
+use openraft::{EntryPayload, Raft, raft::AppendEntriesRequest};
 use raftmq_remoting::RemotingCommand;
-use raftmq_store::checkpoint::Checkpoint;
+use raftmq_store::{CommitLog, checkpoint::Checkpoint};
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinSet,
+    time::sleep,
 };
 
 use super::{
@@ -25,6 +26,8 @@ use super::{
 use crate::{
     checkpoint,
     config::GroupFormation,
+    disk_guard::{RoomLimits, room},
+    metrics::Metrics,
     net::{Accepted, Listener},
 };
 
@@ -37,6 +40,15 @@ const FORWARDS_MAX: usize = 4096;
 
 /// Answers to append requests that one write carries at most.
 const ANSWERS_MAX: usize = 64;
+/// What an entry without commands takes, generously.
+const ENTRY_BYTES_SMALL: u64 = 1024;
+/// How often and how long a request waits for room in the log: shorter than the leader waits for
+/// its answer.
+const ROOM_LOOKS_MAX: u32 = 40;
+/// See [`ROOM_LOOKS_MAX`].
+const ROOM_PAUSE: Duration = Duration::from_millis(100);
+/// Name of the listener in metrics.
+const LISTENER: &str = "raft";
 
 /// How a forwarded request ended.
 #[derive(Debug)]
@@ -67,6 +79,9 @@ pub(crate) struct RaftServer {
     pub forwards: Arc<dyn ForwardHandler>,
     /// Beats with the heartbeats of a leader.
     pub heard: Pulse,
+    pub log: Arc<CommitLog>,
+    pub room: RoomLimits,
+    pub metrics: Arc<Metrics>,
 }
 
 impl std::fmt::Debug for RaftServer {
@@ -90,15 +105,17 @@ impl RaftServer {
             while tasks.try_join_next().is_some() {}
             let Ok(permit) = Arc::clone(&connections).try_acquire_owned() else {
                 tracing::warn!(peer = %accepted.peer, "refuse peer connection: too many");
+                self.metrics.connections.refused(LISTENER);
                 continue;
             };
+            let open = self.metrics.connections.accepted(LISTENER);
             let server = Arc::clone(&self);
             tasks.spawn(async move {
                 let peer = accepted.peer;
                 if let Err(error) = server.connection(accepted).await {
                     tracing::debug!(%peer, %error, "peer connection ends");
                 }
-                drop(permit);
+                drop((permit, open));
             });
         }
     }
@@ -170,9 +187,14 @@ impl RaftServer {
         let PeerConnection {
             reader, mut writer, ..
         } = connection;
-        let requests = stream::unfold(reader, |mut reader| async move {
+        let intake = (reader, Arc::clone(&self.log), self.room);
+        let requests = stream::unfold(intake, |(mut reader, log, limits)| async move {
             match next_append(&mut reader).await {
-                Ok(Some(request)) => Some((request, reader)),
+                Ok(Some(request)) if !has_room(&log, limits, &request).await => {
+                    tracing::debug!("append stream ends: the disk has no room for its entries");
+                    None
+                }
+                Ok(Some(request)) => Some((request, (reader, log, limits))),
                 Ok(None) => None,
                 Err(error) => {
                     tracing::debug!(%error, "append stream ends");
@@ -306,9 +328,30 @@ impl RaftServer {
     }
 }
 
+/// Whether the entries of a request can be written here; waits for it for a while. A node whose disk
+/// is full lags behind then: to write regardless would end it.
+async fn has_room(
+    log: &CommitLog,
+    limits: RoomLimits,
+    request: &AppendEntriesRequest<TypeConfig>,
+) -> bool {
+    let payloads = request.entries.iter().map(|entry| match &entry.payload {
+        EntryPayload::Normal(batch) => batch.payload.len() as u64,
+        EntryPayload::Blank | EntryPayload::Membership(_) => ENTRY_BYTES_SMALL,
+    });
+    let payloads: u64 = payloads.sum();
+    for _ in 0..ROOM_LOOKS_MAX {
+        if payloads == 0 || room(log) >= limits.follower_room + payloads {
+            return true;
+        }
+        sleep(ROOM_PAUSE).await;
+    }
+    false
+}
+
 async fn next_append(
     reader: &mut PeerReader,
-) -> Result<Option<openraft::raft::AppendEntriesRequest<TypeConfig>>, io::Error> {
+) -> Result<Option<AppendEntriesRequest<TypeConfig>>, io::Error> {
     match reader.next().await? {
         Some((Kind::Append, body)) => wire::decode_append(body).map(Some),
         Some(_) => Err(wire::malformed("append")),

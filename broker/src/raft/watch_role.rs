@@ -16,6 +16,7 @@ use tokio::{
 };
 
 use super::{machine::RaftMachine, peer::Local, pulse::Pulse, types::TypeConfig};
+use crate::metrics::Metrics;
 use crate::status::{Member, NodeAddresses, PeerProgress, RaftRole, RaftStatus};
 
 /// How often progress is published. Role changes do not wait for it.
@@ -51,11 +52,17 @@ pub(super) fn start(
     addresses: NodeAddresses,
     heard: Pulse,
     stopping: Arc<AtomicBool>,
+    counters: Arc<Metrics>,
 ) -> Watched {
     let first = raft.metrics().borrow_watched().clone();
     let (role, role_watch) = watch::channel(role_of(&first));
     let (status, status_watch) =
         watch::channel(Arc::new(status_of(&first, local, &addresses, None)));
+    let seen = Seen {
+        counters,
+        term: first.current_term,
+        leader: None,
+    };
     runtime.spawn(follow(
         raft,
         local.clone(),
@@ -64,6 +71,7 @@ pub(super) fn start(
         status,
         heard,
         stopping,
+        seen,
     ));
     Watched {
         role: role_watch,
@@ -79,6 +87,7 @@ async fn follow(
     status: watch::Sender<Arc<RaftStatus>>,
     heard: Pulse,
     stopping: Arc<AtomicBool>,
+    mut seen: Seen,
 ) {
     let mut server = raft.server_metrics();
     let mut all = raft.metrics();
@@ -89,6 +98,7 @@ async fn follow(
     let mut progress = CatchUp::default();
     loop {
         let metrics = all.borrow_and_update().clone();
+        seen.count(&metrics);
         local.members.set(&metrics.membership_config);
         let refused = refused_by.borrow_and_update().clone();
         if is_led(&metrics, heard.age()) {
@@ -113,6 +123,28 @@ async fn follow(
         if ended || all.borrow_watched().running_state.is_err() {
             stopped(&all.borrow_watched().running_state, &stopping);
             return;
+        }
+    }
+}
+
+/// What was counted last.
+struct Seen {
+    counters: Arc<Metrics>,
+    term: u64,
+    leader: Option<u64>,
+}
+
+impl Seen {
+    /// Counts elections that this node has started and leaders that are new to it.
+    fn count(&mut self, metrics: &RaftMetrics<TypeConfig>) {
+        // A vote for itself in a new term is what begins an election.
+        if metrics.current_term > self.term && metrics.vote.leader_id.voted_for == metrics.id {
+            self.counters.raft.elections_total.inc();
+        }
+        self.term = metrics.current_term;
+        if metrics.current_leader.is_some() && metrics.current_leader != self.leader {
+            self.counters.raft.leader_changes_total.inc();
+            self.leader = metrics.current_leader;
         }
     }
 }

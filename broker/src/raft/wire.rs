@@ -164,13 +164,22 @@ pub(crate) fn take_frame(buffer: &mut BytesMut) -> Result<Option<(Kind, Bytes)>,
         return Err(malformed("oversized or empty"));
     }
     if buffer.len() < 4 + length {
-        buffer.reserve(4 + length - buffer.len());
         return Ok(None);
     }
     buffer.advance(4);
     let mut frame = buffer.split_to(length).freeze();
     let kind = Kind::from_byte(frame.get_u8()).ok_or_else(|| malformed("unknown"))?;
     Ok(Some((kind, frame)))
+}
+
+/// Bytes that the frame at the start of `buffer` still lacks; 0 when its length is not here yet.
+/// As far as the other side says the truth.
+pub(crate) fn missing_bytes(buffer: &[u8]) -> usize {
+    let Some(prefix) = buffer.first_chunk::<4>() else {
+        return 0;
+    };
+    let length = u32::from_be_bytes(*prefix) as usize;
+    (4 + length).saturating_sub(buffer.len())
 }
 
 fn put_vote(out: &mut BytesMut, vote: &Vote) {

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use crate::{
     broker::Broker,
     http::{AdminError, AdminOps},
+    metrics::LogReading,
     raft::{ChangeError, Consensus},
     status::{Member, RaftStatus},
 };
@@ -45,6 +46,20 @@ impl AdminOps for Admin {
             .consensus()
             .expect("the HTTP port opens after raft has started")
             .status()
+    }
+
+    fn log(&self) -> LogReading {
+        let broker = &self.0;
+        let log = broker.machine.log();
+        LogReading {
+            first_physical: log.min_physical(),
+            end_physical: log.max_physical(),
+            ground_bytes: log.ground_bytes(),
+            waiting_bytes: broker.proposer().waiting_bytes() as u64,
+            oldest_unflushed: log.oldest_unflushed_since().unwrap_or_default(),
+            disk_used_percent: broker.disk.used_percent(),
+            disk_full: !broker.takes_message(0),
+        }
     }
 
     fn transfer_leader(&self, to: Option<u64>) -> BoxFuture<'_, Result<(), AdminError>> {

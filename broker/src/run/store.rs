@@ -59,7 +59,7 @@ fn open_folders(
         Arc::clone(&disk),
         &root.join("checkpoint"),
     )?);
-    let restored = checkpoints.newest()?;
+    let restored = checkpoints.newest();
     let log_config = LogConfig {
         segment_bytes: config.segment_bytes,
         tail_bytes: config.tail_bytes,
@@ -72,9 +72,12 @@ fn open_folders(
         },
         ..LogConfig::new(&config.store_commitlog)
     };
-    let position = restored.as_ref().map(|restored| &restored.position);
+    let position = match &restored {
+        Some(restored) => checkpoints.verified_position(restored)?,
+        None => None,
+    };
     let (log, flusher, preallocator, report) =
-        CommitLog::open(Arc::clone(&disk), log_config, position)?;
+        CommitLog::open(Arc::clone(&disk), log_config, position.as_ref())?;
     tracing::info!(?report, "opened the log");
     let (index, restored) = open_index(&disk, root, &log, restored)?;
     index.set_min_physical(log.min_physical());
@@ -136,12 +139,14 @@ fn open_index(
     let Some(restored) = restored else {
         return Ok((QueueIndex::open(Arc::clone(disk), &dir, None)?, None));
     };
-    if log
-        .last_id()
-        .is_none_or(|last| last.index < restored.id.index)
-    {
+    let behind = |last: LogId| last.index < restored.id.index;
+    if restored.installed && log.last_id().is_none_or(behind) {
         // The process ended between installing a snapshot and moving the log there.
         let position = &restored.position;
+        tracing::info!(
+            index = restored.id.index,
+            "move the log to the installed snapshot"
+        );
         log.reset(position.id, position.end_physical, position.crc)?;
     }
     match QueueIndex::open(Arc::clone(disk), &dir, restored.index_manifest.as_deref()) {
@@ -180,17 +185,146 @@ pub(super) fn start_disk_threads(
     std::thread::Builder::new()
         .name("preallocate".into())
         .spawn(move || {
+            let mut works = true;
             loop {
                 match preallocator.run_once() {
                     PreallocOutcome::Stopped => return,
                     PreallocOutcome::Failed(error) => {
-                        // Appends then grow the file themselves, slower but safe.
-                        tracing::warn!(%error, "fill the log ahead");
-                        std::thread::sleep(Duration::from_secs(1));
+                        // The log lives on the ground it has, and then grows as it is written. Once
+                        // is enough to know: it is tried again whenever there is space.
+                        if works {
+                            tracing::warn!(%error, "fill the log ahead");
+                        }
+                        works = false;
                     }
-                    _ => {}
+                    PreallocOutcome::Filled(0) => {}
+                    PreallocOutcome::Filled(_) => works = true,
                 }
             }
         })?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use raftmq_store::{EntryKind, NewEntry, RealDisk};
+
+    use super::*;
+    use crate::{checkpoint::Job, config::Surroundings};
+
+    fn open(dir: &Path) -> Opened {
+        try_open(dir).unwrap()
+    }
+
+    fn try_open(dir: &Path) -> Result<Opened, RunError> {
+        let text = format!(
+            "storePathRootDir={}\ncommitLogPreallocateBytes=0\n",
+            dir.display()
+        );
+        let surroundings = Surroundings {
+            home: dir.to_owned(),
+            host_name: "machine".to_owned(),
+            local_ip: "127.0.0.1".to_owned(),
+        };
+        let (config, _) = BrokerConfig::parse_in(&text, "broker.conf", &surroundings).unwrap();
+        open_store(&config, Arc::new(RealDisk))
+    }
+
+    fn append(opened: &Opened, count: u64) {
+        let next = opened.log.last_id().map_or(0, |last| last.index + 1);
+        let entries = (next..next + count).map(|index| NewEntry {
+            id: LogId {
+                term: 1,
+                node: 0,
+                index,
+            },
+            kind: EntryKind::Normal,
+            count: 1,
+            payload: Bytes::from_static(&[7; 100]),
+        });
+        opened
+            .log
+            .append(entries.collect(), Box::new(|_| ()))
+            .unwrap();
+        opened.log.flush().unwrap();
+    }
+
+    fn write_checkpoint(opened: &Opened, roll: bool) {
+        let job = Job {
+            id: opened.log.last_id().unwrap(),
+            state: State::new().encode(),
+            membership: MembershipRecord::default(),
+            index: opened.index.freeze(),
+            last_store_timestamp_ms: 1,
+            roll,
+        };
+        opened
+            .checkpoints
+            .write(job, &opened.log, &opened.index)
+            .unwrap();
+    }
+
+    /// Stores the checkpoint of another node, as the apply task does with a snapshot. Raft moves
+    /// the log there afterwards.
+    fn install(opened: &Opened, other: &Opened, index: u64) {
+        let snapshot = other.checkpoints.read(index).unwrap();
+        opened.index.clear();
+        opened.index.begin_queue(7, 500);
+        let manifest = opened.index.write_frozen(&opened.index.freeze()).unwrap();
+        opened
+            .checkpoints
+            .install(snapshot, manifest.unwrap())
+            .unwrap();
+    }
+
+    #[test]
+    fn a_restart_between_the_install_of_a_snapshot_and_the_move_of_the_log_moves_it() {
+        let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let [own, other] = dirs.each_ref().map(|dir| open(dir.path()));
+        append(&own, 5);
+        write_checkpoint(&own, false);
+        append(&own, 5);
+        append(&other, 101);
+        write_checkpoint(&other, true);
+        install(&own, &other, 100);
+        drop(own);
+        for round in 0..3 {
+            let own = open(dirs[0].path());
+            assert_eq!(own.applied.unwrap().index, 100);
+            assert_eq!(own.log.purged_id().unwrap().index, 100);
+            assert_eq!(own.log.last_id().unwrap().index, 100 + round);
+            assert_eq!(own.log.min_physical(), other.log.max_physical());
+            assert_eq!(own.index.bounds(7), (500, 500));
+            append(&own, 1);
+        }
+    }
+
+    #[test]
+    fn a_log_that_reaches_beyond_an_installed_snapshot_is_kept() {
+        let dirs = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        let [own, other] = dirs.each_ref().map(|dir| open(dir.path()));
+        append(&own, 60);
+        append(&other, 51);
+        write_checkpoint(&other, true);
+        install(&own, &other, 50);
+        drop(own);
+        let own = open(dirs[0].path());
+        assert_eq!(own.applied.unwrap().index, 50);
+        assert_eq!(own.log.purged_id(), None);
+        assert_eq!(own.log.last_id().unwrap().index, 59);
+    }
+
+    #[test]
+    fn a_log_that_ends_before_a_checkpoint_of_its_own_is_still_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = open(dir.path());
+        append(&own, 10);
+        write_checkpoint(&own, false);
+        let segment = dir.path().join("commitlog").join(format!("{:020}", 0));
+        drop(own);
+        RealDisk.open(&segment).unwrap().set_len(500).unwrap();
+        let error = try_open(dir.path()).err().unwrap().to_string();
+        assert!(error.contains("the log ends before"), "{error}");
+    }
 }

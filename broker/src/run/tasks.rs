@@ -6,7 +6,7 @@ use tokio::{sync::watch, task::JoinSet, time::sleep};
 
 use crate::{
     broker::Broker,
-    handler,
+    disk_guard, handler,
     namesrv::{LEADER_BROKER_ID, RegistrarInput},
     offset_commits::OffsetCommits,
     retention, schedule,
@@ -25,6 +25,7 @@ pub(super) fn background_tasks(broker: &Arc<Broker>) -> JoinSet<()> {
     tasks.spawn(OffsetCommits::run(Arc::clone(broker)));
     tasks.spawn(schedule::run(Arc::clone(broker)));
     tasks.spawn(retention::run(Arc::clone(broker)));
+    tasks.spawn(disk_guard::run(Arc::clone(broker)));
     tasks.spawn(expire_sessions(Arc::clone(broker)));
     tasks.spawn(Stats::run(Arc::clone(broker)));
     tasks.spawn(watch_disk(Arc::clone(broker)));

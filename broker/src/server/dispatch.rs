@@ -156,8 +156,12 @@ async fn handle(broker: &Arc<Broker>, request: &Request) -> Option<RemotingComma
         if held.is_none() {
             held = Hold::begin(broker, &request.command);
         }
-        if held.is_none() || !wait_for_leader(broker, deadline).await {
-            return Some(no_leader(broker, &request.command));
+        let Some(hold) = &mut held else {
+            return Some(no_leader(&request.command));
+        };
+        if !wait_for_leader(broker, deadline).await {
+            hold.result = "expired";
+            return Some(no_leader(&request.command));
         }
     }
 }
@@ -173,13 +177,7 @@ fn is_repeatable(code: RequestCode) -> bool {
         )
 }
 
-fn no_leader(broker: &Broker, command: &RemotingCommand) -> RemotingCommand {
-    broker
-        .metrics
-        .requests
-        .holds_total
-        .with_label_values(&["expired"])
-        .inc();
+fn no_leader(command: &RemotingCommand) -> RemotingCommand {
     let remark = "no leader was elected in time; the broker group has no quorum or is electing";
     Refusal::new(ResponseCode::SERVICE_NOT_AVAILABLE, remark).response(command)
 }
@@ -280,6 +278,8 @@ async fn wait_for_leader(broker: &Broker, deadline: Instant) -> bool {
 struct Hold<'a> {
     broker: &'a Broker,
     bytes: usize,
+    /// How the wait ended, as a label of `holds_total`.
+    result: &'static str,
 }
 
 impl<'a> Hold<'a> {
@@ -289,10 +289,15 @@ impl<'a> Hold<'a> {
         if broker.held_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > HELD_BYTES_MAX {
             broker.held_bytes.fetch_sub(bytes, Ordering::Relaxed);
             broker.metrics.limit_reached("held_bytes_max");
+            broker.metrics.requests.hold_ended("refused");
             return None;
         }
-        broker.metrics.requests.held_requests.inc();
-        Some(Self { broker, bytes })
+        broker.metrics.requests.held(bytes);
+        Some(Self {
+            broker,
+            bytes,
+            result: "served",
+        })
     }
 }
 
@@ -301,7 +306,9 @@ impl Drop for Hold<'_> {
         self.broker
             .held_bytes
             .fetch_sub(self.bytes, Ordering::Relaxed);
-        self.broker.metrics.requests.held_requests.dec();
+        let requests = &self.broker.metrics.requests;
+        requests.released(self.bytes);
+        requests.hold_ended(self.result);
     }
 }
 

@@ -22,6 +22,9 @@ use crate::{
 /// How long connections get to answer what they have read. Longer than a request is held.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
+/// Name of the listener in metrics.
+const LISTENER: &str = "remoting";
+
 /// Serves clients until `shutdown` turns true or the listener breaks. At a stop every request that
 /// was read is answered, and no other is read: a client may send those again elsewhere.
 pub(crate) async fn serve(
@@ -32,15 +35,20 @@ pub(crate) async fn serve(
     let ids = AtomicU64::new(1);
     let serve_one = |accepted: Accepted| {
         let id = ids.fetch_add(1, Ordering::Relaxed);
+        let open = broker.metrics.connections.accepted(LISTENER);
         let (broker, stopping) = (Arc::clone(&broker), shutdown.clone());
         async move {
             let Accepted { stream, peer } = accepted;
             let dispatch = dispatch::dispatcher(Arc::clone(&broker));
             connection::serve(id, peer, stream, stopping, dispatch).await;
             notify_changed(&broker, broker.sessions.connection_closed(id));
+            drop(open);
         }
     };
-    let refused = || broker.metrics.limit_reached("connections_max");
+    let refused = || {
+        broker.metrics.limit_reached("connections_max");
+        broker.metrics.connections.refused(LISTENER);
+    };
     let stop = async {
         stopped(shutdown.clone()).await;
         broker.long_poll.close();

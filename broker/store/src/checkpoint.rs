@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskSpace};
 use crate::error::StoreError;
 use crate::record::LogId;
 
@@ -36,14 +36,19 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// The bytes of the checkpoint, for its file or for a snapshot payload.
-    pub fn encode(&self) -> Bytes {
+    /// Size of [`Checkpoint::encode`]'s answer.
+    pub fn encoded_bytes(&self) -> usize {
         let content: usize = self
             .sections
             .values()
             .map(|section| SECTION_HEAD_BYTES + section.len())
             .sum();
-        let length = HEAD_BYTES + content + CRC_BYTES;
+        HEAD_BYTES + content + CRC_BYTES
+    }
+
+    /// The bytes of the checkpoint, for its file or for a snapshot payload.
+    pub fn encode(&self) -> Bytes {
+        let length = self.encoded_bytes();
         let mut bytes = Vec::with_capacity(length);
         bytes.extend_from_slice(MAGIC);
         bytes.extend_from_slice(&VERSION.to_le_bytes());
@@ -215,8 +220,54 @@ impl CheckpointDir {
         Ok(checkpoint)
     }
 
+    /// Reads some sections of a checkpoint and skips the others, so that a large one costs little.
+    /// Only the structure is checked: a damaged one is noticed when it is read as a whole.
+    pub fn peek(&self, index: u64, tags: &[u32]) -> Result<Checkpoint, StoreError> {
+        let path = self.path(index);
+        let io = |error| StoreError::io("read", &path, error);
+        let fail = |reason: &str| StoreError::decode("the checkpoint", reason.to_owned());
+        let file = self.disk.open(&path).map_err(io)?;
+        let length = file.len().map_err(io)?;
+        let read = |at: u64, bytes: u64| {
+            let end = at.checked_add(bytes).filter(|end| *end <= length);
+            end.ok_or_else(|| fail("it is cut off"))?;
+            let mut buffer = vec![0; bytes as usize];
+            file.read_exact_at(&mut buffer, at).map_err(io)?;
+            Ok::<_, StoreError>(Bytes::from(buffer))
+        };
+        let mut head = read(0, HEAD_BYTES as u64)?;
+        let is_ours = head.starts_with(MAGIC);
+        head.advance(MAGIC.len());
+        if !is_ours || head.get_u32_le() != VERSION || head.get_u64_le() != length {
+            return Err(fail("magic, version or length is wrong"));
+        }
+        let id = LogId {
+            term: head.get_u64_le(),
+            node: head.get_u64_le(),
+            index: head.get_u64_le(),
+        };
+        let mut at = HEAD_BYTES as u64;
+        let mut sections = BTreeMap::new();
+        for _ in 0..head.get_u32_le() {
+            let mut section = read(at, SECTION_HEAD_BYTES as u64)?;
+            let (tag, bytes) = (section.get_u32_le(), section.get_u64_le());
+            at += SECTION_HEAD_BYTES as u64;
+            if tags.contains(&tag) {
+                sections.insert(tag, read(at, bytes)?);
+            }
+            at = at.saturating_add(bytes);
+        }
+        Ok(Checkpoint { id, sections })
+    }
+
+    /// Space of the file system that holds the folder.
+    pub fn space(&self) -> Result<DiskSpace, StoreError> {
+        let space = self.disk.space(&self.dir);
+        space.map_err(|error| StoreError::io("stat", &self.dir, error))
+    }
+
     /// Stores a checkpoint; durable on return. One of the same index is replaced. A crash leaves
-    /// either the whole checkpoint or none.
+    /// either the whole checkpoint or none, and so does a failure, which leaves no file behind.
     pub fn write(&self, checkpoint: &Checkpoint) -> Result<(), StoreError> {
         let path = self.path(checkpoint.id.index);
         let tmp = self
@@ -229,7 +280,11 @@ impl CheckpointDir {
             self.disk.rename(&tmp, &path)?;
             self.disk.sync_dir(&self.dir)
         };
-        write().map_err(|error| StoreError::io("write", &path, error))
+        write().map_err(|error| {
+            // Half a file would only hold space; what is left of it goes with the next open.
+            let _ = self.disk.remove(&tmp);
+            StoreError::io("write", &path, error)
+        })
     }
 
     /// Deletes a checkpoint. The caller makes sure that a newer whole one is stored.
@@ -378,6 +433,29 @@ mod tests {
     }
 
     #[test]
+    fn chosen_sections_are_read_without_the_others() {
+        let disk = MemoryDisk::default();
+        let checkpoints = dir(&disk);
+        let mut stored = checkpoint(5);
+        stored.sections.insert(9, Bytes::new());
+        checkpoints.write(&stored).unwrap();
+        let peeked = checkpoints.peek(5, &[1, 9, 77]).unwrap();
+        assert_eq!(peeked.id, stored.id);
+        stored.sections.remove(&7);
+        assert_eq!(peeked.sections, stored.sections);
+        let name = "checkpoint-00000000000000000005";
+        for at in 0..150 {
+            edit(&disk, name, |bytes| bytes[at] ^= 0x10);
+            // Whatever is damaged, it ends, and takes no more memory than the file has bytes.
+            let _ = checkpoints.peek(5, &[1, 7, 9]);
+            edit(&disk, name, |bytes| bytes[at] ^= 0x10);
+        }
+        edit(&disk, name, |bytes| bytes.truncate(100));
+        assert!(checkpoints.peek(5, &[1]).is_err());
+        assert!(checkpoints.peek(6, &[1]).is_err());
+    }
+
+    #[test]
     fn a_checkpoint_under_a_wrong_name_is_not_used() {
         let disk = MemoryDisk::default();
         let checkpoints = dir(&disk);
@@ -397,6 +475,12 @@ mod tests {
         disk.fail_writes(true);
         assert!(checkpoints.write(&checkpoint(5)).is_err());
         disk.fail_writes(false);
+        assert!(disk.list(Path::new("/checkpoints")).unwrap().is_empty());
+        // The power fails between the writing and the renaming.
+        disk.stop_after(Some(2));
+        assert!(checkpoints.write(&checkpoint(5)).is_err());
+        disk.stop_after(None);
+        assert!(!disk.list(Path::new("/checkpoints")).unwrap().is_empty());
         assert!(dir(&disk).list().unwrap().is_empty());
         assert!(disk.list(Path::new("/checkpoints")).unwrap().is_empty());
     }

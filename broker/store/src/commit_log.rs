@@ -21,6 +21,7 @@ use crate::prealloc::{PreallocState, Preallocator};
 use crate::record::{HEADER_BYTES, Header, LogId, NewEntry, PAYLOAD_BYTES_MAX, StoredEntry};
 use crate::recover::{self, RecoveryReport};
 use crate::segment::{Segment, begins_segment};
+use crate::space::SpaceState;
 use crate::tail::{Tail, TailEntry};
 use crate::vote::{Hints, VoteFile};
 
@@ -40,6 +41,7 @@ pub struct CommitLog {
     vote: Mutex<VoteFile>,
     closed: AtomicBool,
     pub(crate) prealloc: PreallocState,
+    pub(crate) space: SpaceState,
     _lock: Box<dyn DiskLock>,
 }
 
@@ -112,6 +114,7 @@ impl CommitLog {
             vote: Mutex::new(vote),
             closed: AtomicBool::new(false),
             prealloc: PreallocState::default(),
+            space: SpaceState::default(),
             _lock: lock,
         }
     }
@@ -152,6 +155,7 @@ impl CommitLog {
         }
         let (bytes_max, written) = (self.config.tail_bytes, state.written_sequence);
         state.tail.evict(bytes_max, written);
+        self.note_ground(&state);
         match operations.last_mut() {
             Some(last) => last.done = Some(done),
             None => operations.push(Operation {
@@ -269,12 +273,6 @@ impl CommitLog {
         let _queue = self.queue();
         self.work.notify_all();
         self.prealloc.wake();
-    }
-
-    /// Free and total bytes of the file system that holds the log.
-    pub fn disk_space(&self) -> Result<(u64, u64), StoreError> {
-        let space = self.disk.free_and_total_bytes(&self.config.dir);
-        space.map_err(|error| StoreError::io("stat", &self.config.dir, error))
     }
 
     /// Settings the log was opened with.

@@ -89,6 +89,7 @@ impl CommitLog {
         }
         io.active = last;
         io.written_index = keep.id.map(|id| id.index);
+        self.note_ground(&self.state());
         Ok(())
     }
 
@@ -227,6 +228,7 @@ impl CommitLog {
             state.flushed_physical = marks.start_physical;
             state.flushed_index = Some(purged.index);
             state.committed = Some(purged);
+            self.note_ground(&state);
         }
         io.active = None;
         io.written_index = Some(purged.index);

@@ -8,6 +8,33 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
+/// Space of a file system, counted as `df` and RocketMQ do: what only the super-user may take
+/// counts as neither used nor available.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DiskSpace {
+    /// Bytes that files take.
+    pub used_bytes: u64,
+    /// Bytes that an ordinary user can still take.
+    pub available_bytes: u64,
+}
+
+impl DiskSpace {
+    /// Used and available bytes together.
+    pub fn total_bytes(self) -> u64 {
+        self.used_bytes.saturating_add(self.available_bytes)
+    }
+
+    /// Used part, rounded up as in RocketMQ. Unit: percent, 0-100; 0 for an unknown size.
+    pub fn used_percent(self) -> u8 {
+        let total = u128::from(self.total_bytes());
+        let used = u128::from(self.used_bytes) * 100;
+        match used.div_ceil(total.max(1)) {
+            percent if percent < 100 => percent as u8,
+            _ => 100,
+        }
+    }
+}
+
 /// A file system, or something that behaves like one. Paths are used as given.
 pub trait Disk: Send + Sync + Debug {
     /// Makes an empty file for reading and writing; an existing one loses its content.
@@ -35,8 +62,8 @@ pub trait Disk: Send + Sync + Debug {
     /// Makes names created, renamed or removed in this folder durable.
     fn sync_dir(&self, dir: &Path) -> io::Result<()>;
 
-    /// Bytes free to an ordinary user, and bytes in all, of the file system that holds `path`.
-    fn free_and_total_bytes(&self, path: &Path) -> io::Result<(u64, u64)>;
+    /// Space of the file system that holds `path`.
+    fn space(&self, path: &Path) -> io::Result<DiskSpace>;
 
     /// Takes the exclusive lock file at `path`, made if missing, until the returned value is
     /// dropped or the process ends. `WouldBlock` when someone else holds it.
@@ -142,12 +169,13 @@ impl Disk for RealDisk {
         File::open(dir)?.sync_all()
     }
 
-    fn free_and_total_bytes(&self, path: &Path) -> io::Result<(u64, u64)> {
+    fn space(&self, path: &Path) -> io::Result<DiskSpace> {
         let stat = rustix::fs::statvfs(path)?;
-        Ok((
-            stat.f_bavail.saturating_mul(stat.f_frsize),
-            stat.f_blocks.saturating_mul(stat.f_frsize),
-        ))
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok(DiskSpace {
+            used_bytes: bytes(stat.f_blocks.saturating_sub(stat.f_bfree)),
+            available_bytes: bytes(stat.f_bavail),
+        })
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
@@ -229,3 +257,23 @@ struct RealLock {
 }
 
 impl DiskLock for RealLock {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn used_percent_is_rounded_up_and_stays_within_0_to_100() {
+        let percent = |used_bytes, available_bytes| {
+            DiskSpace {
+                used_bytes,
+                available_bytes,
+            }
+            .used_percent()
+        };
+        assert_eq!(percent(90, 10), 90);
+        assert_eq!(percent(901, 99), 91);
+        assert_eq!(percent(1, u64::MAX), 1);
+        assert_eq!((percent(0, 0), percent(0, 5), percent(5, 0)), (0, 0, 100));
+    }
+}

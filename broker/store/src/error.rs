@@ -90,6 +90,14 @@ impl StoreError {
         }
     }
 
+    /// Whether the file system, or a quota on it, had no space left for the operation.
+    pub fn is_out_of_space(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if matches!(
+            source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        ))
+    }
+
     /// A decoding error.
     pub fn decode(what: &'static str, reason: impl Into<String>) -> Self {
         Self::Decode {

@@ -272,6 +272,11 @@ impl CommitLog {
             self.roll(io, segment)?;
         }
         let end = last.physical + last.bytes();
+        if end > segment.initialised() {
+            // Beyond the ground: what the file system has left is what decides now, and it may
+            // have changed. Without an answer the one before stays.
+            let _ = self.measure_space();
+        }
         segment.claim(end);
         let file = segment.file(self.disk())?;
         write_entries(

@@ -381,6 +381,22 @@ fn a_full_disk_stops_only_the_preallocator() {
     append_flushed(&log, 1, 3, 100);
 }
 
+/// It may be the failure of entries in the same file, and is told only once.
+#[test]
+fn a_failed_sync_of_the_preallocator_is_final_too() {
+    let disk = MemoryDisk::default();
+    let (log, mut flusher, mut preallocator, _) = open(&disk, None).unwrap();
+    append_flushed(&log, 1, 3, 100);
+    disk.fail_syncs();
+    assert!(matches!(
+        preallocator.run_ready(),
+        PreallocOutcome::Failed(_)
+    ));
+    let refused = log.append(vec![entry(1, 3, b"")], Box::new(|_| ()));
+    assert!(matches!(refused, Err(StoreError::Failed(_))));
+    assert!(matches!(flusher.run_once(), FlushOutcome::Failed(_)));
+}
+
 #[test]
 fn gaps_and_falling_terms_are_refused() {
     let (log, ..) = open(&MemoryDisk::default(), None).unwrap();

@@ -1,27 +1,32 @@
 //! Owns the ground ahead of the log: zero-fills the active segment and a spare file for the next,
 //! because an fdatasync that has to grow a file costs several times one that overwrites. When
 //! appends come faster than zeros, it steps aside: filling would only take the disk from them. Also
-//! writes the sidecars of sealed segments. Nothing here is needed for correctness; a full disk only
-//! makes flushing slower.
+//! writes the sidecars of sealed segments. Nothing here is needed for correctness. A disk that is
+//! full stops it without harm; the ground made before is what the log has left then, so it is kept
+//! across restarts.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
 use crate::commit_log::CommitLog;
-use crate::disk::DiskFile;
+use crate::config::LogConfig;
+use crate::cut::remove_if_there;
+use crate::disk::{Disk, DiskFile};
 use crate::error::StoreError;
 use crate::segment::Segment;
 
 /// Bytes zero-filled at once: short, so that a flush that needs the same range waits little.
 const STEP_BYTES: u64 = 1024 * 1024;
-/// After a failure (a full disk), nothing is tried until this much more was appended.
-const PAUSE_BYTES: u64 = 16 * 1024 * 1024;
+/// After a failure (a full disk), nothing is tried until this much is available again.
+const RESUME_BYTES: u64 = 2 * STEP_BYTES;
 
 static ZEROS: [u8; STEP_BYTES as usize] = [0; STEP_BYTES as usize];
 
-/// Name of the file that becomes the next segment.
-pub(crate) const SPARE_NAME: &str = "spare";
+/// Name of the file that becomes the next segment: zeros, all of them synced.
+const SPARE_NAME: &str = "spare";
+/// Its name while it is being filled.
+pub(crate) const NEW_SPARE_NAME: &str = "spare.new";
 
 /// Result of one call of [`Preallocator::run_once`].
 #[derive(Debug)]
@@ -47,8 +52,11 @@ pub(crate) struct PreallocState {
     requests: Mutex<Requests>,
     work: Condvar,
     spare: Mutex<Option<Spare>>,
-    has_spare: AtomicBool,
+    /// Size of the spare file; 0 = none.
+    spare_bytes: AtomicU64,
     paused_until: AtomicU64,
+    /// The last try failed; whoever looks at the space ends the pause.
+    has_failed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -60,7 +68,7 @@ struct Requests {
 }
 
 #[derive(Debug)]
-struct Spare {
+pub(crate) struct Spare {
     file: Arc<dyn DiskFile>,
     bytes: u64,
 }
@@ -99,15 +107,18 @@ impl Preallocator {
             .try_for_each(|segment| self.write_sidecar(segment));
         let filled = match &requests.fill {
             Some(segment) => self.fill(segment),
+            None if requests.first => self.fill_spare(),
             None => Ok(0),
         };
         if filled.is_err() {
-            let resume = self.log.max_physical() + PAUSE_BYTES;
-            self.log
-                .prealloc
-                .paused_until
-                .store(resume, Ordering::Relaxed);
+            let state = &self.log.prealloc;
+            state.paused_until.store(u64::MAX, Ordering::Relaxed);
+            state.has_failed.store(true, Ordering::Release);
+            // Whoever decides what may still be appended must not go by an older answer. Without
+            // an answer the one before stays.
+            let _ = self.log.measure_space();
         }
+        self.log.note_ground(&self.log.state());
         match sidecars.and(filled) {
             Ok(bytes) => PreallocOutcome::Filled(bytes),
             Err(error) => PreallocOutcome::Failed(error),
@@ -135,7 +146,11 @@ impl Preallocator {
                 .map_err(io)?;
             segment.set_initialised(from + step);
             drop(allocation);
-            file.sync_data().map_err(io)?;
+            // The file may hold entries whose sync this one took the place of: its failure may be
+            // theirs, and would not be told a second time.
+            file.sync_data()
+                .map_err(io)
+                .inspect_err(|error| self.log.fail(&error.to_string()))?;
             filled += step;
             let lead_now = segment.initialised().saturating_sub(segment.written());
             if lead_now <= lead {
@@ -145,7 +160,7 @@ impl Preallocator {
             lead = lead_now;
         };
         if limit.saturating_sub(segment.written()) < window {
-            filled += self.fill_spare(window.min(config.segment_bytes))?;
+            filled += self.fill_spare()?;
         }
         Ok(filled)
     }
@@ -159,18 +174,34 @@ impl Preallocator {
             .store(resume, Ordering::Relaxed);
     }
 
-    fn fill_spare(&self, bytes: u64) -> Result<u64, StoreError> {
+    /// Makes the spare file if there is none.
+    fn fill_spare(&self) -> Result<u64, StoreError> {
         let state = &self.log.prealloc;
-        if state.has_spare.load(Ordering::Acquire) {
+        let config = self.log.config();
+        let bytes = config.preallocate_bytes.min(config.segment_bytes);
+        if state.spare_bytes() > 0 || bytes == 0 {
             return Ok(0);
         }
-        let path = self.log.spare_path();
-        let io = |source| StoreError::io("zero-fill", &path, source);
-        let file = self.log.disk().create(&path).map_err(io)?;
+        let path = self.log.dir().join(NEW_SPARE_NAME);
+        let made = self.make_spare(&path, bytes);
+        if !matches!(made, Ok(Some(_))) {
+            // Half a spare would only hold space.
+            remove_if_there(self.log.disk(), &path)?;
+        }
+        let Some(file) = made? else { return Ok(0) };
+        *state.spare() = Some(Spare { file, bytes });
+        state.spare_bytes.store(bytes, Ordering::Release);
+        Ok(bytes)
+    }
+
+    /// None when the log was closed meanwhile.
+    fn make_spare(&self, path: &Path, bytes: u64) -> Result<Option<Arc<dyn DiskFile>>, StoreError> {
+        let io = |source| StoreError::io("zero-fill", path, source);
+        let file = self.log.disk().create(path).map_err(io)?;
         let mut from = 0;
         while from < bytes {
             if self.log.is_closed() {
-                return Ok(from);
+                return Ok(None);
             }
             let step = STEP_BYTES.min(bytes - from);
             file.write_all_at(&ZEROS[..step as usize], from)
@@ -178,9 +209,12 @@ impl Preallocator {
             file.sync_data().map_err(io)?;
             from += step;
         }
-        *state.spare() = Some(Spare { file, bytes });
-        state.has_spare.store(true, Ordering::Release);
-        Ok(bytes)
+        // Only now: under this name a restart takes it for zeros.
+        self.log
+            .disk()
+            .rename(path, &self.log.spare_path())
+            .map_err(io)?;
+        Ok(Some(file))
     }
 
     fn write_sidecar(&self, segment: &Segment) -> Result<(), StoreError> {
@@ -195,12 +229,15 @@ impl Preallocator {
         }
         let path = segment.sidecar_path();
         let bytes = sparse.encode(segment.base, segment.written());
-        let written = self
-            .log
-            .disk()
+        let disk = self.log.disk();
+        let written = disk
             .create(&path)
             .and_then(|file| file.write_all_at(&bytes, 0));
-        written.map_err(|source| StoreError::io("write", path, source))
+        written.map_err(|source| {
+            // It can be done without; half of one only holds space.
+            let _ = disk.remove(&path);
+            StoreError::io("write", path, source)
+        })
     }
 }
 
@@ -214,8 +251,7 @@ impl CommitLog {
         }
         let limit = fill_limit(written, self.config().segment_bytes);
         let is_low = segment.initialised() < limit.min(written + window / 2);
-        let needs_spare =
-            limit - written < window && !self.prealloc.has_spare.load(Ordering::Acquire);
+        let needs_spare = limit - written < window && self.prealloc.spare_bytes() == 0;
         if is_low || needs_spare {
             self.prealloc.requests().fill = Some(segment.clone());
             self.prealloc.work.notify_one();
@@ -243,7 +279,7 @@ impl CommitLog {
                 self.disk()
                     .rename(&self.spare_path(), segment.path())
                     .map_err(io)?;
-                self.prealloc.has_spare.store(false, Ordering::Release);
+                self.prealloc.spare_bytes.store(0, Ordering::Release);
                 segment.set_file(spare.file, spare.bytes);
             }
             None => segment.set_file(self.disk().create(segment.path()).map_err(io)?, 0),
@@ -257,6 +293,28 @@ impl CommitLog {
 }
 
 impl PreallocState {
+    /// Takes over the spare file that a restart found.
+    pub(crate) fn adopt(&self, found: Option<Spare>) {
+        let bytes = found.as_ref().map_or(0, |spare| spare.bytes);
+        *self.spare() = found;
+        self.spare_bytes.store(bytes, Ordering::Release);
+    }
+
+    /// Size of the spare file; 0 = none.
+    pub(crate) fn spare_bytes(&self) -> u64 {
+        self.spare_bytes.load(Ordering::Acquire)
+    }
+
+    /// Ends the pause after a failure when enough is available; true when it did.
+    pub(crate) fn resume(&self, available_bytes: u64) -> bool {
+        let resumes =
+            available_bytes >= RESUME_BYTES && self.has_failed.swap(false, Ordering::AcqRel);
+        if resumes {
+            self.paused_until.store(0, Ordering::Relaxed);
+        }
+        resumes
+    }
+
     /// Hands over a sealed segment for its sidecar.
     pub(crate) fn add_sealed(&self, segment: Arc<Segment>) {
         self.requests().sealed.push(segment);
@@ -284,7 +342,25 @@ impl Requests {
     }
 }
 
+/// The spare file of a folder, if the next segment can be made of it. It is kept over a restart
+/// because a full disk would not give its space again.
+pub(crate) fn find_spare(disk: &dyn Disk, config: &LogConfig) -> Result<Option<Spare>, StoreError> {
+    let path = config.dir.join(SPARE_NAME);
+    let io = |source| StoreError::io("open", &path, source);
+    if !disk.exists(&path).map_err(io)? {
+        return Ok(None);
+    }
+    let file = disk.open(&path).map_err(io)?;
+    let bytes = file.len().map_err(io)?;
+    if bytes > 0 && bytes <= config.segment_bytes.min(config.preallocate_bytes) {
+        return Ok(Some(Spare { file, bytes }));
+    }
+    // The settings have changed since.
+    remove_if_there(disk, &path)?;
+    Ok(None)
+}
+
 /// Address behind which no entry of this segment lies, see [`crate::segment::begins_segment`].
-fn fill_limit(written: u64, segment_bytes: u64) -> u64 {
+pub(crate) fn fill_limit(written: u64, segment_bytes: u64) -> u64 {
     (written.max(1) - 1) / segment_bytes * segment_bytes + segment_bytes
 }

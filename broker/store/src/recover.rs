@@ -9,17 +9,18 @@
 //!
 //! All of it is judged before anything is changed.
 
+use std::io;
 use std::sync::Arc;
 
 use crate::commit_log::{CommitLog, End, LogState};
 use crate::config::LogConfig;
 use crate::cut::{remove_all_segments, remove_if_there};
-use crate::disk::Disk;
+use crate::disk::{Disk, DiskFile};
 use crate::error::StoreError;
 use crate::flush::Flusher;
 use crate::identity::lock_folder;
 use crate::position::LogPosition;
-use crate::prealloc::{Preallocator, SPARE_NAME};
+use crate::prealloc::{NEW_SPARE_NAME, Preallocator, find_spare};
 use crate::record::{HEADER_BYTES, Header, LogId};
 use crate::segment::{
     Cursor, SCAN_BYTES, ScanStop, Segment, base_of, file_name, look_behind, scan,
@@ -89,6 +90,7 @@ pub(crate) fn open(
     // From here on the log is known to be whole, and changes are allowed.
     recovery.repair_end()?;
     recovery.remove_leftovers(&config, &bases, &others)?;
+    let spare = find_spare(disk.as_ref(), &config)?;
     let (state, report) = recovery.finish();
     vote.save_hints(Hints {
         committed: state.committed,
@@ -96,6 +98,8 @@ pub(crate) fn open(
         unsynced_bytes_max: config.unsynced_bytes_max(),
     })?;
     let log = Arc::new(CommitLog::assemble(disk, config, state, vote, lock));
+    log.prealloc.adopt(spare);
+    log.look_at_space()?;
     log.request_first_preallocation();
     Ok((
         log.clone(),
@@ -367,20 +371,20 @@ impl<'a> Recovery<'a> {
 
     /// Cuts a torn end, and makes the end durable: what a killed process had written may be in the
     /// page cache only, or in pages that a failed sync marked clean, so the part behind the
-    /// watermark is written once more before it is synced.
+    /// watermark is written once more before it is synced. Cutting is writing zeros, because a
+    /// full disk might not give the ground back. A crash leaves the same torn end, or less of it.
     fn repair_end(&mut self) -> Result<(), StoreError> {
-        let Some((segment, _)) = self.segments.last() else {
+        let Some((segment, len)) = self.segments.last() else {
             return Ok(());
         };
         let io = |source| StoreError::io("repair the end of segment", segment.path(), source);
         let file = segment.file(self.disk)?;
         let end = self.cursor.physical;
+        let mut buffer = vec![0; SCAN_BYTES];
         if self.cut.is_some() {
-            file.set_len(end - segment.base).map_err(io)?;
-            segment.set_initialised(end);
+            write_zeros(file.as_ref(), end - segment.base, *len, &mut buffer).map_err(io)?;
         }
         let mut from = self.hints.synced_physical.max(segment.base);
-        let mut buffer = vec![0; SCAN_BYTES];
         while from < end {
             let step = (end - from).min(SCAN_BYTES as u64) as usize;
             file.read_exact_at(&mut buffer[..step], from - segment.base)
@@ -407,7 +411,7 @@ impl<'a> Recovery<'a> {
         for name in others {
             let sidecar = name.strip_suffix(".sparse").and_then(base_of);
             let orphan = sidecar.is_some_and(|base| base < start || base >= active);
-            if orphan || name == SPARE_NAME {
+            if orphan || name == NEW_SPARE_NAME {
                 remove_if_there(self.disk, &config.dir.join(name))?;
             }
         }
@@ -455,6 +459,21 @@ impl<'a> Recovery<'a> {
         };
         (state, report)
     }
+}
+
+/// Makes `from..to` of a file zeros where it is not, without a change of its length.
+fn write_zeros(file: &dyn DiskFile, mut from: u64, to: u64, buffer: &mut [u8]) -> io::Result<()> {
+    while from < to {
+        let step = (to - from).min(buffer.len() as u64) as usize;
+        let chunk = &mut buffer[..step];
+        file.read_exact_at(chunk, from)?;
+        if chunk.iter().any(|byte| *byte != 0) {
+            chunk.fill(0);
+            file.write_all_at(chunk, from)?;
+        }
+        from += step as u64;
+    }
+    Ok(())
 }
 
 fn missing(physical_offset: u64, reason: &str) -> StoreError {

@@ -7,13 +7,16 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::disk::{Disk, DiskFile, DiskLock};
+use crate::disk::{Disk, DiskFile, DiskLock, DiskSpace};
 
 #[derive(Debug, Default)]
 struct Content {
     now: Vec<u8>,
     synced: Vec<u8>,
 }
+
+/// Bytes all files may take together unless a test says otherwise.
+const BYTES_MAX: u64 = 1 << 40;
 
 /// Files in memory. Clones share them. Names are durable at once, content when synced.
 #[derive(Debug, Default, Clone)]
@@ -23,8 +26,10 @@ pub(crate) struct MemoryDisk {
     faults: Arc<Faults>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Faults {
+    /// Bytes that no file has yet.
+    available: AtomicU64,
     sync: AtomicBool,
     write: AtomicBool,
     syncs: AtomicU64,
@@ -32,7 +37,30 @@ struct Faults {
     changes_left: Mutex<Option<u64>>,
 }
 
+impl Default for Faults {
+    fn default() -> Self {
+        Self {
+            available: AtomicU64::new(BYTES_MAX),
+            sync: AtomicBool::new(false),
+            write: AtomicBool::new(false),
+            syncs: AtomicU64::new(0),
+            changes_left: Mutex::new(None),
+        }
+    }
+}
+
 impl Faults {
+    /// Takes space for a file that grows from `old` to `new` bytes, or gives it back.
+    fn resize(&self, old: usize, new: usize) -> io::Result<()> {
+        let (grown, shrunk) = (new.saturating_sub(old), old.saturating_sub(new));
+        let take = |available: u64| available.checked_sub(grown as u64);
+        self.available
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
+            .map_err(|_| io::ErrorKind::StorageFull)?;
+        self.available.fetch_add(shrunk as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
     fn change(&self) -> io::Result<()> {
         match self.changes_left.lock().unwrap().as_mut() {
             Some(0) => Err(io::Error::other("simulated power loss")),
@@ -65,7 +93,12 @@ impl MemoryDisk {
         self.faults.sync.store(true, Ordering::Relaxed);
     }
 
-    /// From now on (or no longer) every write fails, as on a full disk.
+    /// From now on the files may take this many bytes more than they have.
+    pub(crate) fn set_available(&self, bytes: u64) {
+        self.faults.available.store(bytes, Ordering::Relaxed);
+    }
+
+    /// From now on (or no longer) every write fails, as on a disk of which copies are written.
     pub(crate) fn fail_writes(&self, fail: bool) {
         self.faults.write.store(fail, Ordering::Relaxed);
     }
@@ -96,6 +129,12 @@ impl MemoryDisk {
             .unwrap()
             .now
             .clone()
+    }
+
+    /// The space of a file that has no name any more is free again.
+    fn give_back(&self, gone: Option<Arc<MemoryFile>>) -> io::Result<()> {
+        let bytes = gone.map_or(0, |file| file.content.lock().unwrap().now.len());
+        self.faults.resize(bytes, 0)
     }
 
     /// An independent copy of all files, without locks or faults.
@@ -131,10 +170,12 @@ impl Disk for MemoryDisk {
             content: Mutex::new(Content::default()),
             faults: self.faults.clone(),
         });
-        self.files
+        let old = self
+            .files
             .lock()
             .unwrap()
             .insert(path.to_owned(), file.clone());
+        self.give_back(old)?;
         Ok(file)
     }
 
@@ -163,20 +204,16 @@ impl Disk for MemoryDisk {
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         self.faults.change()?;
-        self.files
-            .lock()
-            .unwrap()
-            .remove(path)
-            .map(|_| ())
-            .ok_or_else(missing)
+        let file = self.files.lock().unwrap().remove(path);
+        self.give_back(Some(file.ok_or_else(missing)?))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.faults.change()?;
         let mut files = self.files.lock().unwrap();
         let file = files.remove(from).ok_or_else(missing)?;
-        files.insert(to.to_owned(), file);
-        Ok(())
+        let replaced = files.insert(to.to_owned(), file);
+        self.give_back(replaced)
     }
 
     fn create_dir_all(&self, _dir: &Path) -> io::Result<()> {
@@ -187,8 +224,12 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
-    fn free_and_total_bytes(&self, _path: &Path) -> io::Result<(u64, u64)> {
-        Ok((1 << 40, 1 << 41))
+    fn space(&self, _path: &Path) -> io::Result<DiskSpace> {
+        let available_bytes = self.faults.available.load(Ordering::Relaxed);
+        Ok(DiskSpace {
+            used_bytes: BYTES_MAX.saturating_sub(available_bytes),
+            available_bytes,
+        })
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn DiskLock>> {
@@ -219,6 +260,7 @@ impl DiskFile for MemoryFile {
         let mut content = self.content.lock().unwrap();
         let end = offset as usize + buf.len();
         if content.now.len() < end {
+            self.faults.resize(content.now.len(), end)?;
             content.now.resize(end, 0);
         }
         content.now[offset as usize..end].copy_from_slice(buf);
@@ -242,7 +284,9 @@ impl DiskFile for MemoryFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.faults.change()?;
-        self.content.lock().unwrap().now.resize(len as usize, 0);
+        let mut content = self.content.lock().unwrap();
+        self.faults.resize(content.now.len(), len as usize)?;
+        content.now.resize(len as usize, 0);
         Ok(())
     }
 }

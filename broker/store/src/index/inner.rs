@@ -42,8 +42,11 @@ pub(crate) struct Inner {
     pub(crate) next_run_id: u64,
     /// Units below it are purged; only rises, until `clear`.
     pub(crate) min_physical: u64,
-    /// The queue table as of the last freeze, which is what a manifest must describe.
-    pub(crate) table_at_freeze: Arc<Vec<QueueRow>>,
+    /// Number of the last freeze.
+    freezes: u64,
+    /// The newest freeze whose units are all in runs; earlier ones say nothing true any more. A
+    /// clear counts as one, so that what was frozen before it is never taken for the index.
+    written_freeze: u64,
 }
 
 impl Inner {
@@ -63,19 +66,18 @@ impl Inner {
             runs,
             next_run_id: manifest.next_run_id,
             min_physical: manifest.min_physical,
-            table_at_freeze: Arc::new(manifest.queues),
             ..Self::default()
         }
     }
 
-    pub(crate) fn manifest(&self) -> (Arc<Vec<QueueRow>>, Manifest) {
-        let manifest = Manifest {
+    /// The live runs with the queues of a freeze that is current.
+    pub(crate) fn manifest(&self, queues: Vec<QueueRow>) -> Manifest {
+        Manifest {
             next_run_id: self.next_run_id,
             min_physical: self.min_physical,
             runs: self.runs.iter().map(|run| run.id).collect(),
-            queues: Vec::new(),
-        };
-        (Arc::clone(&self.table_at_freeze), manifest)
+            queues,
+        }
     }
 
     pub(crate) fn begin_queue(&mut self, queue: QueueNo, base: u64) {
@@ -138,6 +140,8 @@ impl Inner {
         *self = Self {
             dead,
             next_run_id: self.next_run_id,
+            freezes: self.freezes + 1,
+            written_freeze: self.freezes + 1,
             ..Self::default()
         };
     }
@@ -159,23 +163,24 @@ impl Inner {
         rows.collect()
     }
 
-    pub(crate) fn freeze(&mut self, table: Vec<QueueRow>) -> Option<Arc<FrozenPart>> {
-        self.table_at_freeze = Arc::new(table);
+    /// The number of the freeze, and what it took out of memory.
+    pub(crate) fn freeze(&mut self) -> (u64, Option<Arc<FrozenPart>>) {
+        self.freezes += 1;
         let active = std::mem::take(&mut self.active);
         let memory = match self.frozen.take() {
-            // The write before failed (a full disk, say): its units go into this one.
+            // Its write is still to come, or failed (a full disk, say): this one takes it up.
             Some(unwritten) => self.join(&unwritten, &active),
             None => active,
         };
         if memory.is_empty() {
-            return None;
+            return (self.freezes, None);
         }
         let part = Arc::new(FrozenPart {
             run_id: self.take_run_id(),
             memory,
         });
         self.frozen = Some(Arc::clone(&part));
-        Some(part)
+        (self.freezes, Some(part))
     }
 
     fn join(&self, older: &FrozenPart, newer: &MemoryPart) -> MemoryPart {
@@ -196,13 +201,29 @@ impl Inner {
 
     /// Puts the run in the place of the part it was written from. False: the index was cleared, or
     /// frozen anew, in the meantime, and the run must not be used.
-    pub(crate) fn install_frozen(&mut self, part: &Arc<FrozenPart>, run: Arc<Run>) -> bool {
+    pub(crate) fn install_frozen(
+        &mut self,
+        number: u64,
+        part: &Arc<FrozenPart>,
+        run: Arc<Run>,
+    ) -> bool {
         if !self.is_pending(part) {
             return false;
         }
         self.frozen = None;
         self.runs.push(run);
+        self.written_freeze = number;
         true
+    }
+
+    /// Whether the runs hold exactly what the index held at the freeze: its units were written,
+    /// or it had none, and nothing was written or cleared since.
+    pub(crate) fn is_written(&self, number: u64, had_units: bool) -> bool {
+        if had_units {
+            self.written_freeze == number
+        } else {
+            self.written_freeze <= number
+        }
     }
 
     pub(crate) fn is_pending(&self, part: &Arc<FrozenPart>) -> bool {
@@ -262,7 +283,6 @@ impl Inner {
     pub(crate) fn memory_bytes(&self) -> usize {
         let entry_bytes = size_of::<(QueueNo, QueueEntry)>() + ENTRY_OVERHEAD_BYTES;
         self.queues.len() * entry_bytes
-            + self.table_at_freeze.capacity() * size_of::<QueueRow>()
             + self.active.bytes()
             + self.frozen.as_ref().map_or(0, |part| part.memory.bytes())
             + self

@@ -11,8 +11,8 @@
 //! read that meets it (units). Nothing is lost then: the index is rebuilt from the log.
 //!
 //! Invariants. Q1: the units of a queue are dense. Q2: physical offsets of a queue never fall from
-//! unit to unit, so purged units are at its beginning. Q3: a run file that a stored checkpoint
-//! names is not deleted. Q4: the index has one lock, never held during disk access.
+//! unit to unit, so purged units are at its beginning. Q3: a run file that a checkpoint names from
+//! which a restart may begin is not deleted. Q4: the index has one lock, never held during disk access.
 
 mod format;
 mod inner;
@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use self::inner::Inner;
-use self::manifest::Manifest;
+use self::manifest::{Manifest, QueueRow};
 use self::memory::FrozenPart;
 use self::run::{Run, RunWriter, run_id_of, run_name};
 use crate::disk::Disk;
@@ -56,14 +56,21 @@ pub struct IndexUnit {
     pub store_timestamp_ms: u64,
 }
 
-/// Units taken out of the active memory, waiting to be written; readable in the meantime.
+/// The index as of one freeze: what a checkpoint of that point says about it.
 #[derive(Debug)]
-pub struct FrozenMemory(Arc<FrozenPart>);
+pub struct FrozenIndex {
+    /// Counts freezes and clears.
+    number: u64,
+    /// Where each queue stood.
+    table: Vec<QueueRow>,
+    /// Units that no run holds yet, waiting to be written; readable in the meantime.
+    part: Option<Arc<FrozenPart>>,
+}
 
-impl FrozenMemory {
+impl FrozenIndex {
     /// Number of units that will be written.
     pub fn units(&self) -> usize {
-        self.0.memory.units()
+        self.part.as_ref().map_or(0, |part| part.memory.units())
     }
 }
 
@@ -232,45 +239,55 @@ impl QueueIndex {
     }
 
     /// Takes the units since the last freeze out of the active memory, and notes where each queue
-    /// stands for [`QueueIndex::manifest`]. `None`: there are none, the manifest is valid at once.
-    /// Called by the apply thread at the log id of the checkpoint; measured at 8 ms for 100k
-    /// queues, during which reads go on. If the write of an earlier freeze failed, its units are
-    /// part of this one.
-    pub fn freeze(&self) -> Option<FrozenMemory> {
+    /// stands. Called by the apply thread at the log id of the checkpoint; measured at 8 ms for
+    /// 100k queues, during which reads go on. If an earlier freeze is not written yet, or its write
+    /// failed, its units are part of this one.
+    pub fn freeze(&self) -> FrozenIndex {
         // Only the apply thread changes queues, so the table still holds under the second lock.
         let table = self.read_lock().table();
-        self.write_lock().freeze(table).map(FrozenMemory)
+        let (number, part) = self.write_lock().freeze();
+        FrozenIndex {
+            number,
+            table,
+            part,
+        }
     }
 
-    /// Writes frozen units as a run file, durable on return, and reads them from there from then
-    /// on. After an error they stay readable in memory and the next freeze takes them up.
-    pub fn write_frozen(&self, frozen: FrozenMemory) -> Result<(), StoreError> {
-        let FrozenMemory(part) = frozen;
-        if !self.read_lock().is_pending(&part) {
-            return Ok(());
-        }
-        let fill = |writer: &mut RunWriter| {
-            for (&queue, slice) in part.memory.iter() {
-                for (queue_offset, unit) in (slice.base..).zip(&slice.units) {
-                    writer.push(queue, queue_offset, unit)?;
-                }
+    /// Writes frozen units as a run file, durable on return, reads them from there from then on,
+    /// and returns the manifest: the live runs, and each queue as of the freeze. None when a later
+    /// freeze took the units up, or the index was cleared: then no manifest is true of that point.
+    /// Freezes are written in their order. After an error the units stay readable in memory and
+    /// the next freeze takes them up.
+    pub fn write_frozen(&self, frozen: &FrozenIndex) -> Result<Option<Vec<u8>>, StoreError> {
+        let FrozenIndex {
+            number,
+            table,
+            part,
+        } = frozen;
+        if let Some(part) = part {
+            if !self.read_lock().is_pending(part) {
+                return Ok(None);
             }
-            Ok(())
-        };
-        let run = self.write_run(part.run_id, 0, fill)?;
-        let run = run.expect("a freeze without units gives no part");
-        if !self.write_lock().install_frozen(&part, Arc::new(run)) {
-            remove_file(&*self.disk, &self.run_path(part.run_id))?;
+            let fill = |writer: &mut RunWriter| {
+                for (&queue, slice) in part.memory.iter() {
+                    for (queue_offset, unit) in (slice.base..).zip(&slice.units) {
+                        writer.push(queue, queue_offset, unit)?;
+                    }
+                }
+                Ok(())
+            };
+            let run = self.write_run(part.run_id, 0, fill)?;
+            let run = run.expect("a freeze without units gives no part");
+            if !self
+                .write_lock()
+                .install_frozen(*number, part, Arc::new(run))
+            {
+                remove_file(&*self.disk, &self.run_path(part.run_id))?;
+            }
         }
-        Ok(())
-    }
-
-    /// The live runs, and each queue as of the last [`QueueIndex::freeze`]: goes into that freeze's
-    /// checkpoint. Valid once its [`QueueIndex::write_frozen`] returned without error.
-    pub fn manifest(&self) -> Vec<u8> {
-        let (table, mut manifest) = self.read_lock().manifest();
-        manifest.queues = table.to_vec();
-        manifest.encode()
+        let inner = self.read_lock();
+        let is_true = inner.is_written(*number, part.is_some());
+        Ok(is_true.then(|| inner.manifest(table.clone()).encode()))
     }
 
     /// Merges runs once, if enough are there; false: nothing to do. Replaced files stay until
@@ -309,8 +326,8 @@ impl QueueIndex {
     }
 
     /// Deletes the files of replaced and purged runs that none of `live_manifests` names, and
-    /// returns how many. Invariant Q3: the caller passes the manifest of every checkpoint that is
-    /// stored or being stored, so it calls this from the thread that writes checkpoints.
+    /// returns how many. Invariant Q3: the caller passes the manifest of every checkpoint that a
+    /// restart may begin from, so it calls this from the thread that writes checkpoints.
     pub fn retire<M: AsRef<[u8]>>(&self, live_manifests: &[M]) -> Result<usize, StoreError> {
         let mut named = BTreeSet::new();
         for manifest in live_manifests {

@@ -124,10 +124,8 @@ impl Pair {
             self.index.remove_queue(0);
             self.model.remove(&0);
         }
-        if let Some(frozen) = frozen {
-            self.index.write_frozen(frozen).unwrap();
-        }
-        self.stored = Some((self.index.manifest(), model));
+        let manifest = self.index.write_frozen(&frozen).unwrap();
+        self.stored = Some((manifest.unwrap(), model));
     }
 
     fn take(&mut self, step: &Step) {
@@ -136,9 +134,9 @@ impl Pair {
             Step::Checkpoint { meanwhile } => self.checkpoint(meanwhile),
             Step::FailedCheckpoint => {
                 self.disk.fail_writes(true);
-                if let Some(frozen) = self.index.freeze() {
-                    assert!(self.index.write_frozen(frozen).is_err());
-                }
+                let frozen = self.index.freeze();
+                let fails = frozen.units() > 0;
+                assert_eq!(self.index.write_frozen(&frozen).is_err(), fails);
                 self.disk.fail_writes(false);
             }
             Step::Merge => while self.index.merge_step().unwrap() {},

@@ -36,10 +36,8 @@ fn append(index: &QueueIndex, queue: QueueNo, units: u64) {
 }
 
 fn checkpoint(index: &QueueIndex) -> Vec<u8> {
-    if let Some(frozen) = index.freeze() {
-        index.write_frozen(frozen).unwrap();
-    }
-    index.manifest()
+    let frozen = index.freeze();
+    index.write_frozen(&frozen).unwrap().unwrap()
 }
 
 fn run_path(run_id: u64) -> PathBuf {
@@ -264,12 +262,62 @@ fn clear_during_a_write_keeps_the_written_run_out() {
     let disk = MemoryDisk::default();
     let index = open(&disk, None).unwrap();
     append(&index, 1, 100);
-    let frozen = index.freeze().unwrap();
+    let frozen = index.freeze();
     index.clear();
-    index.write_frozen(frozen).unwrap();
+    assert_eq!(index.write_frozen(&frozen).unwrap(), None);
     assert_eq!(index.runs(), 0);
     assert_eq!(index.bounds(1), (0, 0));
     assert!(disk.list(Path::new("/index")).unwrap().is_empty());
+}
+
+#[test]
+fn a_freeze_that_a_later_one_took_up_has_no_manifest() {
+    let disk = MemoryDisk::default();
+    let index = open(&disk, None).unwrap();
+    append(&index, 1, 100);
+    let first = index.freeze();
+    append(&index, 1, 50);
+    let second = index.freeze();
+    assert_eq!(index.write_frozen(&first).unwrap(), None);
+    let manifest = index.write_frozen(&second).unwrap().unwrap();
+    append(&index, 1, 10);
+    let reopened = open(&disk, Some(&manifest)).unwrap();
+    assert_eq!(reopened.bounds(1), (0, 150));
+    assert_eq!(reopened.read(1, 0, 1000).unwrap().len(), 150);
+}
+
+#[test]
+fn a_freeze_without_units_has_a_manifest_until_a_later_one_is_written() {
+    let disk = MemoryDisk::default();
+    let index = open(&disk, None).unwrap();
+    append(&index, 1, 100);
+    checkpoint(&index);
+    let (early, late) = (index.freeze(), index.freeze());
+    assert_eq!(early.units(), 0);
+    let manifest = index.write_frozen(&early).unwrap().unwrap();
+    assert_eq!(open(&disk, Some(&manifest)).unwrap().bounds(1), (0, 100));
+    append(&index, 1, 1);
+    checkpoint(&index);
+    assert_eq!(index.write_frozen(&late).unwrap(), None);
+}
+
+/// What the install of a snapshot does: queues that begin behind messages of other nodes.
+#[test]
+fn queues_that_were_begun_come_back_without_a_unit() {
+    let disk = MemoryDisk::default();
+    let index = open(&disk, None).unwrap();
+    append(&index, 1, 100);
+    let stale = index.freeze();
+    index.clear();
+    index.begin_queue(1, 250);
+    index.begin_queue(2, 0);
+    let frozen = index.freeze();
+    assert_eq!(index.write_frozen(&stale).unwrap(), None);
+    let manifest = index.write_frozen(&frozen).unwrap().unwrap();
+    let index = open(&disk, Some(&manifest)).unwrap();
+    assert_eq!((index.bounds(1), index.bounds(2)), ((250, 250), (0, 0)));
+    append(&index, 1, 3);
+    assert_eq!(index.bounds(1), (250, 253));
 }
 
 #[test]
@@ -305,11 +353,11 @@ fn readers_see_everything_during_freezes_and_merges() {
         });
         for round in 0..UNITS / 100 {
             append(&index, 1, 50);
-            let frozen = index.freeze().unwrap();
+            let frozen = index.freeze();
             append(&index, 1, 50);
             appended.store((round + 1) * 100, Ordering::Release);
-            index.write_frozen(frozen).unwrap();
-            index.retire(&[index.manifest()]).unwrap();
+            let manifest = index.write_frozen(&frozen).unwrap().unwrap();
+            index.retire(&[manifest]).unwrap();
         }
         done.store(true, Ordering::Release);
     });
@@ -334,7 +382,7 @@ fn memory_per_queue_is_bounded_with_100k_queues() {
     }
     let written = index.memory_bytes() / QUEUES as usize;
     add_one_each(10);
-    let frozen = index.freeze().unwrap();
+    let frozen = index.freeze();
     add_one_each(11);
     let worst = index.memory_bytes() / QUEUES as usize;
     assert!(
@@ -345,7 +393,7 @@ fn memory_per_queue_is_bounded_with_100k_queues() {
         worst <= 600,
         "{worst} bytes per queue in the middle of a checkpoint"
     );
-    index.write_frozen(frozen).unwrap();
+    index.write_frozen(&frozen).unwrap();
     assert!(index.memory_bytes() / QUEUES as usize <= 512);
     assert_eq!(index.read(QUEUES - 1, 0, 100).unwrap().len(), 12);
 }
@@ -359,7 +407,7 @@ fn the_index_works_on_a_real_file_system() {
         checkpoint(&index);
     }
     assert!(index.merge_step().unwrap());
-    let manifest = index.manifest();
+    let manifest = checkpoint(&index);
     assert_eq!(index.retire(&[&manifest]).unwrap(), RUNS_PER_MERGE);
     drop(index);
     let index = QueueIndex::open(Arc::new(RealDisk), dir.path(), Some(&manifest)).unwrap();
