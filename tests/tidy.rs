@@ -75,7 +75,7 @@ const CRATES: [(&str, &[&str]); 7] = [
 const SYNCHRONOUS: [&str; 3] = ["broker/remoting/", "broker/state/", "broker/store/"];
 
 /// Words no file under these folders may have, tests and manifests included.
-const BANNED_WORDS: [(&[&str], &[&str], &str); 2] = [
+const BANNED_WORDS: [(&[&str], &[&str], &str); 4] = [
     (
         &SYNCHRONOUS,
         &["tokio", "openraft", "tonic", "kube", "axum"],
@@ -95,6 +95,37 @@ const BANNED_WORDS: [(&[&str], &[&str], &str); 2] = [
         ],
         "the state machine is a function of its log: no clock, no randomness, no hash order",
     ),
+    (
+        &[
+            "operator/src/build/",
+            "operator/src/drift.rs",
+            "operator/src/endpoints/decide.rs",
+            "operator/src/plan/",
+            "operator/src/validate.rs",
+        ],
+        &[
+            "tokio",
+            "tonic",
+            "async",
+            "await",
+            "Client",
+            "Instant",
+            "SystemTime",
+            "rand",
+        ],
+        "this step of the operator is pure: it waits for nothing, calls nobody and reads no clock",
+    ),
+    (
+        &["operator/"],
+        &[
+            "openraft",
+            "raftmq_remoting",
+            "raftmq_state",
+            "raftmq_store",
+            "commitlog",
+        ],
+        "the operator knows brokers by their admin service alone, never by their files or log",
+    ),
 ];
 
 /// A name that only a few files may use, so that a simulation can replace what is behind it.
@@ -107,7 +138,7 @@ struct Seam {
     allowed: &'static [(&'static str, &'static str)],
 }
 
-const SEAMS: [Seam; 5] = [
+const SEAMS: [Seam; 7] = [
     Seam {
         name: "openraft",
         within: "",
@@ -155,6 +186,16 @@ const SEAMS: [Seam; 5] = [
                 "writes configuration for child processes, reads /proc",
             ),
         ],
+    },
+    Seam {
+        name: "kube",
+        within: "",
+        allowed: &[("operator/", "the one crate that talks to Kubernetes")],
+    },
+    Seam {
+        name: "tokio::net",
+        within: "operator/",
+        allowed: &[("operator/src/http.rs", "metrics and probes")],
     },
 ];
 

@@ -40,6 +40,15 @@ fn a_banned_word_is_found_in_code_and_not_in_comments() {
 }
 
 #[test]
+fn the_pure_steps_of_the_operator_wait_for_nothing_and_it_knows_no_files() {
+    let text = "//! Head.\nuse tokio::time::Instant;\n";
+    assert_eq!(problems(check_words, "operator/src/plan/a.rs", text), 2);
+    assert_eq!(problems(check_words, "operator/src/apply.rs", text), 0);
+    let text = "//! Head.\nuse raftmq_store::Store;\n";
+    assert_eq!(problems(check_words, "operator/src/apply.rs", text), 1);
+}
+
+#[test]
 fn a_seam_is_found_outside_its_place_and_an_unused_allowance_too() {
     for text in [
         "use openraft::Raft;",
