@@ -19,9 +19,11 @@ import org.apache.rocketmq.client.producer.SendStatus;
 import org.apache.rocketmq.common.message.Message;
 
 /**
- * LoadProducer NAMESRV TOPIC THREADS SECONDS BODYSIZE OUTFILE
+ * LoadProducer NAMESRV TOPIC THREADS SECONDS BODYSIZE OUTFILE [RATE]
  *
- * A producer with default settings. Each message's body begins with its number and a blank; numbers
+ * A producer with default settings. RATE, in messages per second over all threads, spaces the sends
+ * out; without it each thread sends as fast as it is answered. Each body begins with the number of its
+ * message and a blank; numbers
  * are unique within the run. OUTFILE gets a line per acknowledged send
  * {@code number queueId queueOffset startMicros endMicros msgId} (wall clock) and per failed one
  * {@code FAIL number startMicros endMicros reason}. The summary goes to standard output. SIGTERM ends
@@ -39,25 +41,29 @@ public final class LoadProducer {
     private final long nanoBase = System.nanoTime();
     private final CountDownLatch stopping = new CountDownLatch(1);
     private final CountDownLatch finished = new CountDownLatch(1);
+    private final long pauseNanos;
     private volatile boolean stop;
 
-    private LoadProducer(DefaultMQProducer producer, String topic, int bodySize) {
+    private LoadProducer(DefaultMQProducer producer, String topic, int bodySize, long pauseNanos) {
         this.producer = producer;
         this.topic = topic;
         this.bodySize = bodySize;
+        this.pauseNanos = pauseNanos;
     }
 
     public static void main(String[] args) throws Exception {
-        if (args.length != 6) {
-            System.err.println("usage: LoadProducer NAMESRV TOPIC THREADS SECONDS BODYSIZE OUTFILE");
+        if (args.length != 6 && args.length != 7) {
+            System.err.println("usage: LoadProducer NAMESRV TOPIC THREADS SECONDS BODYSIZE OUTFILE [RATE]");
             System.exit(2);
         }
         DefaultMQProducer producer = new DefaultMQProducer("load_producer");
         producer.setNamesrvAddr(args[0]);
         producer.start();
-        LoadProducer load = new LoadProducer(producer, args[1], Integer.parseInt(args[4]));
+        int threads = Integer.parseInt(args[2]);
+        long pause = args.length == 7 ? (long) (1e9 * threads / Double.parseDouble(args[6])) : 0;
+        LoadProducer load = new LoadProducer(producer, args[1], Integer.parseInt(args[4]), pause);
         Runtime.getRuntime().addShutdownHook(new Thread(load::endEarly, "end-early"));
-        load.run(Integer.parseInt(args[2]), Integer.parseInt(args[3]), args[5]);
+        load.run(threads, Integer.parseInt(args[3]), args[5]);
         producer.shutdown();
         load.finished.countDown();
         System.exit(load.acked.isEmpty() ? 1 : 0);
@@ -101,6 +107,7 @@ public final class LoadProducer {
     private void send() {
         try {
             while (!stop) {
+                TimeUnit.NANOSECONDS.sleep(pauseNanos);
                 long number = numbers.getAndIncrement();
                 long begin = micros();
                 String reason;
