@@ -23,21 +23,29 @@ pub(crate) struct HandOverArgs {
     /// Longest time it may take.
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = admin_client::duration)]
     timeout: Duration,
+    /// Stay so long afterwards: whoever is still led to this broker finds it alive, and it forwards
+    /// what only the leader may answer. kube-proxy takes up to a second to lead them elsewhere.
+    #[arg(long, value_name = "DURATION", value_parser = admin_client::duration)]
+    linger: Option<Duration>,
 }
 
 /// Returns when the broker knows that another one leads; at once when it does not lead, and when
-/// it is the only voter, which has nobody to hand over to.
+/// it is the only voter, which has nobody to hand over to. Then it lingers.
 pub(crate) async fn run(args: &HandOverArgs) -> Result<(), AdminClientError> {
     let mut last_failure = String::new();
     let work = hand_over(&args.address, &mut last_failure);
-    match timeout(args.timeout, work).await {
+    let result = match timeout(args.timeout, work).await {
         Ok(result) => result,
         Err(_) => Err(AdminClientError::Timeout(
             "hand over",
             args.timeout,
             last_failure,
         )),
+    };
+    if let Some(linger) = args.linger {
+        sleep(linger).await;
     }
+    result
 }
 
 async fn hand_over(address: &str, last_failure: &mut String) -> Result<(), AdminClientError> {

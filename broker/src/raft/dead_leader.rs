@@ -42,9 +42,13 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(50);
 const DIALS: u32 = 3;
 /// Pause before another dial.
 const DIAL_PAUSE: Duration = Duration::from_millis(5);
+/// Pause before the others are asked: they too have to take in what the leader sent last, and a
+/// log that still grows gives a wrong rank.
+const SETTLE: Duration = Duration::from_millis(10);
 /// Head start of each survivor before the next in rank. An election takes two syncs and two round
-/// trips; two candidates at once would both fail and wait for the election timeout.
-const HEAD_START: Duration = Duration::from_millis(60);
+/// trips, on a busy machine a tenth of a second; two candidates at once would both fail and wait
+/// for the election timeout, or longer.
+const HEAD_START: Duration = Duration::from_millis(200);
 
 /// Watches for the death of the leader's process.
 pub(super) struct DeadLeader {
@@ -98,7 +102,7 @@ impl DeadLeader {
         self.stands.store(may, Ordering::SeqCst);
     }
 
-    /// Takes note that a connection on which `peer` sends entries or heartbeats has ended.
+    /// Takes note that the connection on which `peer` sends entries has ended.
     pub(super) fn connection_ended(self: &Arc<Self>, peer: u64) {
         if !self.stands.load(Ordering::SeqCst) || self.checking.swap(true, Ordering::SeqCst) {
             return;
@@ -118,6 +122,7 @@ impl DeadLeader {
         if !self.is_dead(&view.leader_address).await {
             return;
         }
+        sleep(SETTLE).await;
         let answers = self.ask(&view).await;
         let Some(rank) = rank(self.id, view.last, &view.vote, view.voters, &answers) else {
             return;

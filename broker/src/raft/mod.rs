@@ -14,6 +14,7 @@ mod peer;
 mod pulse;
 mod runtime;
 mod server;
+mod start;
 mod transport;
 mod types;
 mod watch_role;
@@ -30,9 +31,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use openraft::{
-    Config, Raft, SnapshotPolicy, async_runtime::watch::WatchReceiver, errors::ClientWriteError,
-};
+use openraft::{Raft, async_runtime::watch::WatchReceiver, errors::ClientWriteError};
 use raftmq_remoting::RemotingCommand;
 use raftmq_state::Reply;
 use raftmq_store::CommitLog;
@@ -46,11 +45,12 @@ use self::{
     dead_leader::DeadLeader,
     forward::Forwarder,
     log_store::{LogStore, SnapshotBoundary},
-    machine::{RaftMachine, RaftMachineParts},
+    machine::RaftMachine,
     members::Members,
     peer::Local,
     pulse::Pulse,
     server::RaftServer,
+    start::{raft_config, raft_machine, serve_peers, start_raft, start_runtime},
     transport::Transport,
     types::{Batch, Callback, TypeConfig},
 };
@@ -60,7 +60,7 @@ pub use self::{
     watch_role::Role,
 };
 use crate::{
-    checkpoint::{CheckpointWriter, Checkpoints, MembershipRecord},
+    checkpoint::{Checkpoints, MembershipRecord},
     config::{GroupFormation, RaftConfig},
     disk_guard::{RoomLimits, room},
     machine::Machine,
@@ -178,59 +178,6 @@ pub struct Consensus {
     _stop: oneshot::Sender<()>,
 }
 
-/// A runtime of one thread that lives until the returned sender is dropped.
-fn start_runtime() -> Result<(Handle, oneshot::Sender<()>), io::Error> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let handle = runtime.handle().clone();
-    let (stop, stopped) = oneshot::channel::<()>();
-    std::thread::Builder::new()
-        .name("raft".into())
-        .spawn(move || {
-            // Ends with an error when the sender is dropped, which is the signal.
-            let _ = runtime.block_on(stopped);
-        })?;
-    Ok((handle, stop))
-}
-
-fn raft_config(
-    cluster: &str,
-    raft: &RaftConfig,
-    enable_elect: bool,
-) -> Result<Arc<Config>, io::Error> {
-    let config = Config {
-        enable_elect,
-        cluster_name: format!("{cluster}/{}", raft.group),
-        heartbeat_interval: raft.heartbeat_ms,
-        election_timeout_min: raft.election_min_ms,
-        election_timeout_max: raft.election_max_ms,
-        enable_pre_vote: Some(true),
-        // Snapshots are made by the retention only, and the log is purged by it only.
-        snapshot_policy: SnapshotPolicy::Never,
-        max_in_snapshot_log_to_keep: u64::MAX,
-        max_payload_entries: 1024,
-        broadcast_submitted_on_append: Some(true),
-        // A leader that resumed its old term after a restart would count as serving before it has
-        // applied everything it acknowledged: `Role::serving` relies on a new term's first entry.
-        enable_leader_restore: Some(false),
-        // The proposer keeps few batches in flight, so short channels suffice; they are
-        // allocated in full.
-        api_channel_size: Some(1024),
-        notification_channel_size: Some(4096),
-        state_machine_channel_size: Some(1024),
-        // A leader that only hears from a minority lets the others elect.
-        quorum_loss_probe_interval: Some(3 * raft.election_max_ms),
-        ..Config::default()
-    };
-    config.validate().map(Arc::new).map_err(|error| {
-        io::Error::new(
-            io::ErrorKind::InvalidInput,
-            format!("raft timings: {error}"),
-        )
-    })
-}
-
 impl Consensus {
     /// Starts Raft over the restored data and forms the group on first start.
     ///
@@ -245,47 +192,23 @@ impl Consensus {
             cluster: parts.cluster.clone(),
             group: parts.raft.group.clone(),
             id: parts.raft.self_id,
-            incarnation: parts.incarnation,
+            incarnation: parts.incarnation.clone(),
             members: Arc::new(Members::new(parts.metrics.raft.refused_peers_total.clone())),
         };
         let boundary = SnapshotBoundary::default();
         let log = Arc::clone(parts.machine.log());
-        let writer = CheckpointWriter::start(
-            Arc::clone(&parts.checkpoints),
-            Arc::clone(&log),
-            Arc::clone(parts.machine.index()),
-        )?;
-        let snapshot_target = Arc::new(AtomicU64::new(current_snapshot(&log, &parts.checkpoints)));
-        let machine = RaftMachine::new(RaftMachineParts {
-            machine: parts.machine,
-            checkpoints: Arc::clone(&parts.checkpoints),
-            writer,
-            snapshot_target: Arc::clone(&snapshot_target),
-            boundary: Arc::clone(&boundary),
-            applied: parts.applied.map(types::log_id),
-            membership: parts.membership,
-            checkpoint_physical: parts.checkpoint_physical,
-            metrics: Arc::clone(&parts.metrics),
-        })?;
+        let (machine, snapshot_target) = raft_machine(&parts, &boundary)?;
         let transport = Transport {
             net: parts.net,
             local: local.clone(),
         };
         let store = LogStore::new(Arc::clone(&log), Arc::clone(&boundary));
-        let (id, network) = (local.id, transport.clone());
-        let raft = runtime
-            .spawn(Raft::new(id, config, network, store, machine))
-            .await;
-        let raft = raft.map_err(io::Error::other)?.map_err(io::Error::other)?;
-        // Before the first peer is let in.
-        let membership = raft
-            .with_raft_state(|state| Arc::clone(state.membership_state.effective()))
-            .await
-            .map_err(io::Error::other)?;
-        local.members.set(&membership);
-        let dead_leader = DeadLeader::new(id, raft.clone(), Arc::clone(&log), transport.clone());
+        let raft = start_raft(&runtime, config, &transport, store, machine).await?;
+        let dead_leader =
+            DeadLeader::new(local.id, raft.clone(), Arc::clone(&log), transport.clone());
+        dead_leader.stand(may_lead);
         let heard = Pulse::new();
-        let server = Arc::new(RaftServer {
+        let server = RaftServer {
             raft: raft.clone(),
             local: local.clone(),
             formation: parts.raft.formation,
@@ -296,15 +219,10 @@ impl Consensus {
             log: Arc::clone(&log),
             room: parts.room,
             metrics: Arc::clone(&parts.metrics),
-        });
-        let listener = parts.listener;
-        runtime.spawn(async move {
-            let error = server.serve(listener).await;
-            tracing::error!(%error, "raft port stops accepting");
-        });
+        };
+        serve_peers(&runtime, server, parts.listener);
         let stopping = Arc::new(AtomicBool::new(false));
-        let asked = raft.clone();
-        let pulse = Pulse::start(&runtime, PULSE_PAUSE, move || answers(asked.clone()));
+        let pulse = pulse_of(&runtime, raft.clone());
         let watched = watch_role::start(
             &runtime,
             raft.clone(),
@@ -566,6 +484,11 @@ impl Consensus {
     }
 }
 
+/// Whether Raft still answers, for the liveness probe.
+fn pulse_of(runtime: &Handle, raft: Raft<TypeConfig, RaftMachine>) -> Pulse {
+    Pulse::start(runtime, PULSE_PAUSE, move || answers(raft.clone()))
+}
+
 /// Waits until Raft's core and the state machine have answered; false when they have stopped.
 async fn answers(raft: Raft<TypeConfig, RaftMachine>) -> bool {
     raft.with_raft_state(|_| ()).await.is_ok()
@@ -573,17 +496,4 @@ async fn answers(raft: Raft<TypeConfig, RaftMachine>) -> bool {
             .with_state_machine(|_| Box::pin(async {}))
             .await
             .is_ok()
-}
-
-/// Index of the checkpoint that stands for everything purged; zero when nothing is.
-fn current_snapshot(log: &CommitLog, checkpoints: &Checkpoints) -> u64 {
-    let Some(purged) = log.purged_id() else {
-        return 0;
-    };
-    let rolls = checkpoints.rolls();
-    rolls
-        .iter()
-        .map(|roll| roll.id.index)
-        .find(|index| *index >= purged.index)
-        .unwrap_or(0)
 }

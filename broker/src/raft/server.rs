@@ -131,11 +131,11 @@ impl RaftServer {
                 Channel::Forward => self.forward(connection).await,
             }
         };
-        let from_leader = matches!(hello.channel, Channel::Append | Channel::Heartbeat);
         tokio::select! {
             biased;
             result = serve => {
-                if from_leader {
+                // Not the heartbeats: only when the appends end, all of them are in the log.
+                if hello.channel == Channel::Append {
                     self.dead_leader.connection_ended(hello.from);
                 }
                 result

@@ -63,23 +63,25 @@ pub(super) fn start(
         term: first.current_term,
         leader: None,
     };
-    runtime.spawn(follow(
+    let follower = Follower {
         raft,
-        local.clone(),
+        local: local.clone(),
         addresses,
         role,
         status,
         heard,
         stopping,
         seen,
-    ));
+    };
+    runtime.spawn(follower.run());
     Watched {
         role: role_watch,
         status: status_watch,
     }
 }
 
-async fn follow(
+/// The task that follows Raft's metrics.
+struct Follower {
     raft: Raft<TypeConfig, RaftMachine>,
     local: Local,
     addresses: NodeAddresses,
@@ -87,42 +89,54 @@ async fn follow(
     status: watch::Sender<Arc<RaftStatus>>,
     heard: Pulse,
     stopping: Arc<AtomicBool>,
-    mut seen: Seen,
-) {
-    let mut server = raft.server_metrics();
-    let mut all = raft.metrics();
-    let mut ticks = interval(PROGRESS_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut leader_seen = Instant::now();
-    let mut refused_by = local.members.refused_by();
-    let mut progress = CatchUp::default();
-    loop {
-        let metrics = all.borrow_and_update().clone();
-        seen.count(&metrics);
-        local.members.set(&metrics.membership_config);
-        let refused = refused_by.borrow_and_update().clone();
-        if is_led(&metrics, heard.age()) {
-            leader_seen = Instant::now();
-        }
-        let lacks = progress.lacks(&metrics);
-        let reason = refused
-            .or_else(|| not_ready_reason(&metrics, leader_seen.elapsed()))
-            .or(lacks);
-        publish(&metrics, &local, &addresses, reason, &role, &status);
-        // A new leader is ready as soon as the state machine has applied an entry of its term,
-        // which only the full metrics tell; at other times they change with every entry.
-        let becoming_leader = metrics.current_leader == Some(metrics.id) && !role.borrow().serving;
-        drop(metrics);
-        let ended = tokio::select! {
-            biased;
-            changed = server.changed() => changed.is_err(),
-            changed = all.changed(), if becoming_leader => changed.is_err(),
-            _ = refused_by.changed() => false,
-            _ = ticks.tick() => false,
-        };
-        if ended || all.borrow_watched().running_state.is_err() {
-            stopped(&all.borrow_watched().running_state, &stopping);
-            return;
+    seen: Seen,
+}
+
+impl Follower {
+    async fn run(mut self) {
+        let mut server = self.raft.server_metrics();
+        let mut all = self.raft.metrics();
+        let mut ticks = interval(PROGRESS_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut leader_seen = Instant::now();
+        let mut refused_by = self.local.members.refused_by();
+        let mut progress = CatchUp::default();
+        loop {
+            let metrics = all.borrow_and_update().clone();
+            self.seen.count(&metrics);
+            self.local.members.set(&metrics.membership_config);
+            let refused = refused_by.borrow_and_update().clone();
+            if is_led(&metrics, self.heard.age()) {
+                leader_seen = Instant::now();
+            }
+            let lacks = progress.lacks(&metrics);
+            let reason = refused
+                .or_else(|| not_ready_reason(&metrics, leader_seen.elapsed()))
+                .or(lacks);
+            publish(
+                &metrics,
+                &self.local,
+                &self.addresses,
+                reason,
+                &self.role,
+                &self.status,
+            );
+            // A new leader is ready as soon as the state machine has applied an entry of its term,
+            // which only the full metrics tell; at other times they change with every entry.
+            let leads = metrics.current_leader == Some(metrics.id);
+            let becoming_leader = leads && !self.role.borrow().serving;
+            drop(metrics);
+            let ended = tokio::select! {
+                biased;
+                changed = server.changed() => changed.is_err(),
+                changed = all.changed(), if becoming_leader => changed.is_err(),
+                _ = refused_by.changed() => false,
+                _ = ticks.tick() => false,
+            };
+            if ended || all.borrow_watched().running_state.is_err() {
+                stopped(&all.borrow_watched().running_state, &self.stopping);
+                return;
+            }
         }
     }
 }
