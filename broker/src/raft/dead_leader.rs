@@ -128,6 +128,10 @@ impl DeadLeader {
             return;
         };
         sleep(HEAD_START * rank).await;
+        if self.view(peer).await.is_none() {
+            // Somebody else was elected, or is being.
+            return;
+        }
         tracing::info!(
             leader = peer,
             rank,
