@@ -111,11 +111,7 @@ fn start_send(
         let broker = broker_done;
         match send::answer(&broker, &command, &answer, outcome) {
             Ok(response) => {
-                broker
-                    .metrics
-                    .requests
-                    .send_seconds
-                    .observe(started.elapsed().as_secs_f64());
+                observe_send(&broker, started);
                 respond(&broker, &connection, &command, &response);
             }
             Err(send::Moved) => {
@@ -196,6 +192,7 @@ async fn serve(broker: &Arc<Broker>, request: &Request) -> Option<RemotingComman
 
 /// A send that waits in this task for its outcome.
 async fn send_and_wait(broker: &Arc<Broker>, request: &Request) -> Option<RemotingCommand> {
+    let started = Instant::now();
     let command = &request.command;
     let mut prepared = send::prepare(broker, command, request.peer);
     if let Ok(send::Preparation::MissingTopic(topic)) = &prepared {
@@ -217,7 +214,15 @@ async fn send_and_wait(broker: &Arc<Broker>, request: &Request) -> Option<Remoti
         let _ = sender.send(outcome);
     });
     let outcome = receiver.await.ok()?;
-    send::answer(broker, command, &prepared.answer, outcome).ok()
+    let response = send::answer(broker, command, &prepared.answer, outcome).ok()?;
+    observe_send(broker, started);
+    Some(response)
+}
+
+/// Counts an answered send, whether a client or another replica brought it.
+fn observe_send(broker: &Broker, started: Instant) {
+    let seconds = started.elapsed().as_secs_f64();
+    broker.metrics.requests.send_seconds.observe(seconds);
 }
 
 enum Forwarded {
