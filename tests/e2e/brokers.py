@@ -2,33 +2,18 @@
 be formed, each with a name server inside, as an operator would run them."""
 
 import http.client
+import itertools
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 
 import cluster as e2e
+import configured as own
 import remoting
 
 CLUSTER = "FormedCluster"
 GROUP = "formed"
-
-
-class Ports:
-    """Ports that were free when asked for, each given once."""
-
-    def __init__(self):
-        self.given = set()
-
-    def take(self):
-        """A free port."""
-        while True:
-            with socket.create_server(("127.0.0.1", 0)) as found:
-                port = found.getsockname()[1]
-            if port not in self.given:
-                self.given.add(port)
-                return port
 
 
 class Broker:
@@ -42,8 +27,8 @@ class Broker:
         self.folder = group.folder / f"n{number}"
         self.log = group.folder / f"n{number}.log"
         self.data = self.folder / "store"
-        take = group.ports.take
-        self.address, self.http, self.raft, self.namesrv = (f"127.0.0.1:{take()}" for _ in range(4))
+        ports = itertools.islice(group.ports, own.PORTS_PER_BROKER)
+        self.address, self.http, self.raft, self.namesrv = (f"127.0.0.1:{port}" for port in ports)
         self.process = None
 
     def write(self):
@@ -121,10 +106,11 @@ class Broker:
 class Group:
     """Brokers of one group."""
 
-    def __init__(self, folder, count, leader_service):
+    def __init__(self, folder, count):
         self.folder = pathlib.Path(folder)
-        self.ports = Ports()
-        self.leader_service = leader_service
+        self.ports = iter(own.free_ports(count * own.PORTS_PER_BROKER + 1))
+        # Nobody listens there.
+        self.leader_service = f"127.0.0.1:{next(self.ports)}"
         self.all = [Broker(self, number) for number in range(count)]
         self.write()
 

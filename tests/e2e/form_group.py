@@ -33,7 +33,7 @@ OTHER_DISK = "returned with another disk"
 def run(checks):
     with e2e.temporary_folder() as folder:
         # The operator points this address at the leader; here nobody listens on it.
-        group = brokers.Group(folder, 4, f"127.0.0.1:{brokers.Ports().take()}")
+        group = brokers.Group(folder, 4)
         try:
             voters = group.all[:3]
             for broker in voters:
@@ -211,7 +211,7 @@ def hand_over(checks, group):
     )
     code, output = command("hand-over", "--address", old.http)
     checks.check(code == 0 and "does not lead" in output, "hand-over: nothing to do on a follower", (code, output))
-    nobody = f"127.0.0.1:{group.ports.take()}"
+    nobody = group.leader_service
     code, output = command("hand-over", "--address", nobody, "--timeout", "2s")
     checks.check(code == 1 and nobody in output, "hand-over: says that nobody answers", (code, output))
     expect_route(checks, group, group.await_leader(), group.all[:3], "handed over")

@@ -25,36 +25,37 @@ use openraft::{
     network::{RPCOption, RaftNetworkFactory, RaftNetworkV2},
     raft::{TransferLeaderRequest, VoteRequest, VoteResponse},
 };
-use raftmq_store::CommitLog;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     machine::RaftMachine,
     transport::Transport,
-    types::{LogId, PeerNode, TypeConfig, Vote, log_id},
+    types::{LogId, PeerNode, TypeConfig, Vote},
 };
 
 /// Longest wait for a refused connection, and for a survivor's answer. A machine on the same
-/// network needs a millisecond; whoever is slower is left to the election timeout.
+/// network needs a millisecond; a survivor that is slower is asked again.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(50);
 /// How often the port is dialed: the system may close the connections of a dying process before
 /// its listener.
-const DIALS: u32 = 3;
+const DIALS: u32 = 10;
 /// Pause before another dial.
 const DIAL_PAUSE: Duration = Duration::from_millis(5);
-/// Pause before the others are asked: they too have to take in what the leader sent last, and a
-/// log that still grows gives a wrong rank.
+/// Pause before the others are asked: they too have to take in what the leader sent last.
 const SETTLE: Duration = Duration::from_millis(10);
+/// Pause before they are asked again.
+const ASK_PAUSE: Duration = Duration::from_millis(20);
 /// Head start of each survivor before the next in rank. An election takes two syncs and two round
 /// trips, on a busy machine a tenth of a second; two candidates at once would both fail and wait
 /// for the election timeout, or longer.
 const HEAD_START: Duration = Duration::from_millis(200);
+/// How long a dead leader is looked after. The election timeout has passed by then.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Watches for the death of the leader's process.
 pub(super) struct DeadLeader {
     id: u64,
     raft: Raft<TypeConfig, RaftMachine>,
-    log: Arc<CommitLog>,
     transport: Transport,
     /// Whether this node may stand for election at all.
     stands: AtomicBool,
@@ -84,13 +85,11 @@ impl DeadLeader {
     pub(super) fn new(
         id: u64,
         raft: Raft<TypeConfig, RaftMachine>,
-        log: Arc<CommitLog>,
         transport: Transport,
     ) -> Arc<Self> {
         Arc::new(Self {
             id,
             raft,
-            log,
             transport,
             stands: AtomicBool::new(true),
             checking: AtomicBool::new(false),
@@ -114,7 +113,8 @@ impl DeadLeader {
         });
     }
 
-    /// Stands for election if `peer` leads, its process is dead, and it is this node's turn.
+    /// Stands for election if `peer` leads and its process is dead, as soon as it is this node's
+    /// turn.
     async fn replace(&self, peer: u64) {
         let Some(view) = self.view(peer).await else {
             return;
@@ -123,15 +123,30 @@ impl DeadLeader {
             return;
         }
         sleep(SETTLE).await;
-        let answers = self.ask(&view).await;
-        let Some(rank) = rank(self.id, view.last, &view.vote, view.voters, &answers) else {
+        let begin = Instant::now();
+        // Logs may still grow, and a busy survivor may not answer at once: so everything is looked
+        // at anew each time.
+        while begin.elapsed() < PATIENCE {
+            let Some(view) = self.view(peer).await else {
+                // Somebody else was elected, or is being.
+                return;
+            };
+            let answers = self.ask(&view).await;
+            match turn(self.id, view.last, &view.vote, view.voters, &answers) {
+                Turn::Over => return,
+                Turn::Rank(rank) if begin.elapsed() >= HEAD_START * rank => {
+                    return self.elect(peer, rank).await;
+                }
+                Turn::Rank(_) | Turn::NotYet => sleep(ASK_PAUSE).await,
+            }
+        }
+    }
+
+    async fn elect(&self, peer: u64, rank: u32) {
+        // The answers took their time.
+        let Some(view) = self.view(peer).await else {
             return;
         };
-        sleep(HEAD_START * rank).await;
-        if self.view(peer).await.is_none() {
-            // Somebody else was elected, or is being.
-            return;
-        }
         tracing::info!(
             leader = peer,
             rank,
@@ -149,7 +164,6 @@ impl DeadLeader {
     /// `None` when `peer` does not lead or this node does not vote.
     async fn view(&self, peer: u64) -> Option<View> {
         let id = self.id;
-        let last = self.log.last_id().map(log_id);
         let view = self.raft.with_raft_state(move |state| {
             let vote = *state.vote_ref();
             let membership = state.membership_state.effective();
@@ -165,7 +179,7 @@ impl DeadLeader {
                     .filter_map(|voter| Some((*voter, membership.get_node(voter)?.clone())))
                     .collect(),
                 voters: voters.len(),
-                last,
+                last: state.log_ids.last().copied(),
             })
         });
         view.await.ok()?
@@ -204,24 +218,39 @@ impl DeadLeader {
     }
 }
 
-/// How many survivors come before node `id`: those with more of the log, and of equals the ones
-/// with a smaller id. `None` when an election makes no sense: too few survivors for a quorum, or
-/// one of them has moved on to a later vote.
-fn rank(
+/// Whether a node may stand for election.
+#[derive(Debug, PartialEq, Eq)]
+enum Turn {
+    /// After so many others. Those with more of the log come first, and of equals the ones with a
+    /// smaller id.
+    Rank(u32),
+    /// It could not win: too few answered that have no more of the log than this node. To try
+    /// would only raise the term and delay the one who can.
+    NotYet,
+    /// Somebody has moved on to a later vote.
+    Over,
+}
+
+fn turn(
     id: u64,
     last: Option<LogId>,
     vote: &Vote,
     voters: usize,
     answers: &[(u64, VoteResponse<TypeConfig>)],
-) -> Option<u32> {
-    let quorum = voters / 2 + 1;
-    if answers.len() + 1 < quorum || answers.iter().any(|(_, answer)| answer.vote > *vote) {
-        return None;
+) -> Turn {
+    if answers.iter().any(|(_, answer)| answer.vote > *vote) {
+        return Turn::Over;
+    }
+    let votes = answers
+        .iter()
+        .filter(|(_, answer)| answer.last_log_id <= last);
+    if votes.count() + 1 < voters / 2 + 1 {
+        return Turn::NotYet;
     }
     let before = answers
         .iter()
         .filter(|(other, answer)| (answer.last_log_id, Reverse(*other)) > (last, Reverse(id)));
-    u32::try_from(before.count()).ok()
+    u32::try_from(before.count()).map_or(Turn::NotYet, Turn::Rank)
 }
 
 #[cfg(test)]
@@ -245,24 +274,23 @@ mod tests {
         (id, VoteResponse::new(vote(3), at(index), false))
     }
 
-    fn rank_of(id: u64, index: u64, answers: &[(u64, VoteResponse<TypeConfig>)]) -> Option<u32> {
-        rank(id, at(index), &vote(3), answers.len() + 2, answers)
+    fn turn_of(id: u64, index: u64, answers: &[(u64, VoteResponse<TypeConfig>)]) -> Turn {
+        turn(id, at(index), &vote(3), answers.len() + 2, answers)
     }
 
     #[test]
     fn the_most_complete_log_goes_first_then_the_smaller_id() {
-        assert_eq!(rank_of(2, 9, &[answer(3, 8)]), Some(0));
-        assert_eq!(rank_of(2, 9, &[answer(3, 10)]), Some(1));
-        assert_eq!(rank_of(2, 9, &[answer(3, 9)]), Some(0));
-        assert_eq!(rank_of(3, 9, &[answer(2, 9)]), Some(1));
+        assert_eq!(turn_of(2, 9, &[answer(3, 8)]), Turn::Rank(0));
+        assert_eq!(turn_of(2, 9, &[answer(3, 9)]), Turn::Rank(0));
+        assert_eq!(turn_of(3, 9, &[answer(2, 9)]), Turn::Rank(1));
         let others = [answer(2, 9), answer(3, 12), answer(5, 9)];
-        assert_eq!(rank_of(4, 9, &others), Some(2));
+        assert_eq!(turn_of(4, 9, &others), Turn::Rank(2));
     }
 
     #[test]
     fn survivors_that_see_each_other_have_different_ranks() {
         let logs = [(2, 7), (3, 9), (4, 9), (5, 8)];
-        let mut ranks: Vec<u32> = logs
+        let turns: Vec<Turn> = logs
             .iter()
             .map(|(id, index)| {
                 let others: Vec<_> = logs
@@ -270,22 +298,32 @@ mod tests {
                     .filter(|(other, _)| other != id)
                     .map(|(other, index)| answer(*other, *index))
                     .collect();
-                rank_of(*id, *index, &others).unwrap()
+                turn_of(*id, *index, &others)
             })
             .collect();
-        ranks.sort_unstable();
-        assert_eq!(ranks, [0, 1, 2, 3]);
+        // The votes of two more are needed, and nobody votes for a shorter log.
+        let expected = [Turn::NotYet, Turn::Rank(0), Turn::Rank(1), Turn::NotYet];
+        assert_eq!(turns, expected);
+    }
+
+    #[test]
+    fn a_log_that_is_behind_a_quorum_never_stands() {
+        assert_eq!(turn_of(2, 9, &[answer(3, 10)]), Turn::NotYet);
+        assert_eq!(
+            turn_of(2, 9, &[answer(3, 10), answer(4, 9), answer(5, 2)]),
+            Turn::Rank(1)
+        );
     }
 
     #[test]
     fn without_a_quorum_or_after_a_later_vote_nobody_stands() {
-        assert_eq!(rank(2, at(9), &vote(3), 3, &[]), None);
-        assert_eq!(rank(2, at(9), &vote(3), 5, &[answer(3, 1)]), None);
+        assert_eq!(turn(2, at(9), &vote(3), 3, &[]), Turn::NotYet);
+        assert_eq!(turn(2, at(9), &vote(3), 5, &[answer(3, 1)]), Turn::NotYet);
         assert_eq!(
-            rank(2, at(9), &vote(3), 5, &[answer(3, 1), answer(4, 1)]),
-            Some(0)
+            turn(2, at(9), &vote(3), 5, &[answer(3, 1), answer(4, 1)]),
+            Turn::Rank(0)
         );
         let later = (3, VoteResponse::new(vote(4), at(1), false));
-        assert_eq!(rank(2, at(9), &vote(3), 3, &[later]), None);
+        assert_eq!(turn(2, at(9), &vote(3), 3, &[later]), Turn::Over);
     }
 }

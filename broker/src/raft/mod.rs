@@ -204,8 +204,7 @@ impl Consensus {
         };
         let store = LogStore::new(Arc::clone(&log), Arc::clone(&boundary));
         let raft = start_raft(&runtime, config, &transport, store, machine).await?;
-        let dead_leader =
-            DeadLeader::new(local.id, raft.clone(), Arc::clone(&log), transport.clone());
+        let dead_leader = DeadLeader::new(local.id, raft.clone(), transport.clone());
         dead_leader.stand(may_lead);
         let heard = Pulse::new();
         let server = RaftServer {
