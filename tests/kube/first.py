@@ -26,8 +26,9 @@ PRIVATE = ["etc", "var"]
 
 
 def mount(*arguments):
-    """Calls mount, which says itself what is wrong."""
-    subprocess.run(["mount", *map(str, arguments)], check=True)
+    """Calls mount, which says itself what is wrong. It keeps no record: that would be in the /run
+    of the machine."""
+    subprocess.run(["mount", "--no-mtab", *map(str, arguments)], check=True)
 
 
 def mounts(folder):

@@ -51,6 +51,7 @@ def delete(group, pod):
 def evict(group, pod):
     """What a drain does."""
     uid = group.pods()[pod]["metadata"]["uid"]
+    group.await_evictable()
     group.evict(pod)
     group.await_replaced(pod, uid)
 
@@ -86,6 +87,7 @@ def judge_budget(checks, group):
     group.await_caught_up()
     first, second, *_ = group.pods()
     uid = group.pods()[first]["metadata"]["uid"]
+    group.await_evictable()
     group.evict(first)
     try:
         group.evict(second)

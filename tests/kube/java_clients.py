@@ -101,7 +101,7 @@ class Traffic:
                 _, number, begin, finish, reason = line.split(" ", 4)
                 self.failed.append(Failure(int(number), int(begin), int(finish), reason))
             else:
-                self.acked.append(Ack(*map(int, line.split())))
+                self.acked.append(Ack(*map(int, line.split()[:5])))
 
     def acks(self):
         """Every acknowledged message."""

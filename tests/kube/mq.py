@@ -191,9 +191,19 @@ class Group:
         return at
 
     def evict(self, pod):
-        """Evicts a pod as `kubectl drain` does."""
+        """Evicts a pod as `kubectl drain` does, without its patience."""
         body = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": pod, "namespace": self.namespace}}
         self.client.call("POST", f"{self.core('pods', pod)}/eviction", body)
+
+    def await_evictable(self):
+        """Waits until a pod may be evicted: the budget is counted a moment after a pod is ready."""
+        path = f"/apis/policy/v1/namespaces/{self.namespace}/poddisruptionbudgets/{self.base}"
+
+        def is_allowed():
+            status = self.client.get(path)["status"]
+            return status.get("disruptionsAllowed", 0) > 0
+
+        e2e.await_that("the budget to allow an eviction", READY_TIMEOUT, is_allowed)
 
     def await_replaced(self, pod, uid, seconds=READY_TIMEOUT):
         """Waits until another pod of that name is ready."""

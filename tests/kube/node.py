@@ -7,6 +7,7 @@
   run -- PROGRAM ARGUMENTS...    up, the program inside, down; ends also when this is killed
   status          says whether it is up
 
+RAFTMQ_IMAGES names archives of images, separated by blanks, that the node shall have.
 --bed starts the quick bed instead: the same control plane, and processes instead of containers.
 The first start on a machine builds Kubernetes, which takes about 20 minutes on two cores.
 """
@@ -96,8 +97,8 @@ def serve(cgroup):
     kubeconfig = f"--kubeconfig={control_plane.KUBECONFIG}"
     Component("kube-scheduler", ["kube-scheduler", kubeconfig, "--leader-elect=false"]).start()
     containerd.await_that(lambda: pathlib.Path("/run/containerd/containerd.sock").exists())
-    pause = pathlib.Path(os.environ["RAFTMQ_KUBE_TOOLS"]) / "pause.tar"
-    control_plane.run("ctr", "--namespace=k8s.io", "images", "import", pause)
+    for image in images():
+        control_plane.run("ctr", "--namespace=k8s.io", "images", "import", image)
     kubelet = Component("kubelet", kubelet_arguments(kubeconfig))
     kubelet.start()
     control_plane.proxy().start()
@@ -106,6 +107,12 @@ def serve(cgroup):
     kubelet.await_that(lambda: node_is_ready(client))
     capsule.say_ready(control_plane.environment())
     signal.pause()
+
+
+def images():
+    """Archives of the images that are on the node from the start; there is no registry."""
+    pause = pathlib.Path(os.environ["RAFTMQ_KUBE_TOOLS"]) / "pause.tar"
+    return [pause, *os.environ.get("RAFTMQ_IMAGES", "").split()]
 
 
 def kubelet_arguments(kubeconfig):

@@ -30,12 +30,35 @@ POLL = 0.05
 # Unit: seconds.
 PROBE_PERIOD = 0.1
 
+# How long an API server that is away is waited for. Unit: seconds.
+API_PATIENCE = 60
+
 PIDS = capsule.INSIDE / "pids"
 LOGS = capsule.INSIDE / "logs"
 
 
+API_ERRORS = (api.ApiError, OSError, http.client.HTTPException)
+
+
 class Ended(Exception):
     """The pod was deleted meanwhile."""
+
+
+def is_away(error):
+    """Whether the API server is away, or not yet itself after its start."""
+    return not isinstance(error, api.ApiError) or error.status in (401, 403, 429) or error.status >= 500
+
+
+def patiently(wait, call, *arguments):
+    """A call of the client, again and again while the API server is away."""
+    end = time.monotonic() + API_PATIENCE
+    while True:
+        try:
+            return call(*arguments)
+        except API_ERRORS as error:
+            if not is_away(error) or time.monotonic() > end:
+                raise
+        wait(POLL)
 
 
 class ProcessPod(threading.Thread):
@@ -57,6 +80,8 @@ class ProcessPod(threading.Thread):
         self.processes = {}
         self.restarts = {container["name"]: 0 for container in pod["spec"]["containers"]}
         self.ready = None
+        # The state that the API server knows.
+        self.reported = None
         self.started = now()
 
     def see(self, pod, gone):
@@ -69,7 +94,7 @@ class ProcessPod(threading.Thread):
             self.live()
         except Ended:
             pass
-        except (api.ApiError, OSError, KeyError, subprocess.SubprocessError, http.client.HTTPException) as error:
+        except (*API_ERRORS, KeyError, subprocess.SubprocessError) as error:
             self.fail(f"{type(error).__name__}: {error}")
         finally:
             self.end()
@@ -80,7 +105,7 @@ class ProcessPod(threading.Thread):
         status = {"phase": "Failed", "reason": "BedCannotRunIt", "message": message}
         try:
             self.client.patch(f"{self.path}/status", {"status": status})
-        except (api.ApiError, OSError, http.client.HTTPException):
+        except API_ERRORS:
             pass
 
     def take_news(self, seconds):
@@ -98,7 +123,7 @@ class ProcessPod(threading.Thread):
             return
         target = {"apiVersion": "v1", "kind": "Node", "name": control_plane.NODE_NAME}
         body = {"apiVersion": "v1", "kind": "Binding", "metadata": {"name": self.pod["metadata"]["name"]}, "target": target}
-        self.client.call("POST", f"{self.path}/binding", body)
+        patiently(self.take_news, self.client.call, "POST", f"{self.path}/binding", body)
 
     def live(self):
         """Runs the containers until the pod is deleted."""
@@ -167,7 +192,7 @@ class ProcessPod(threading.Thread):
         """The folder of a claim."""
         path = f"/api/v1/namespaces/{self.pod['metadata']['namespace']}/persistentvolumeclaims/{name}"
         while True:
-            claim = self.client.get(path)
+            claim = patiently(self.take_news, self.client.get, path)
             if claim and claim["status"].get("phase") == "Bound" and "deletionTimestamp" not in claim["metadata"]:
                 folder = volumes.FOLDER / claim["spec"]["volumeName"]
                 os.chown(folder, process_root.USER, process_root.USER)
@@ -175,12 +200,20 @@ class ProcessPod(threading.Thread):
             self.take_news(POLL)
 
     def refresh(self, sources):
-        """Writes the files of configuration volumes as they are now."""
+        """Writes the files of configuration volumes as they are now, or leaves them as they were
+        when nobody answers: a container is started again without an API server too."""
         namespace = self.pod["metadata"]["namespace"]
         for volume in self.pod["spec"].get("volumes", []):
             if "configMap" not in volume:
                 continue
-            source = self.client.get(f"/api/v1/namespaces/{namespace}/configmaps/{volume['configMap']['name']}")
+            path = f"/api/v1/namespaces/{namespace}/configmaps/{volume['configMap']['name']}"
+            try:
+                is_first = not any(sources[volume["name"]].iterdir())
+                source = patiently(self.take_news, self.client.get, path) if is_first else self.client.get(path)
+            except API_ERRORS as error:
+                if is_first or not is_away(error):
+                    raise
+                continue
             if source is None:
                 raise KeyError(f"there is no ConfigMap {volume['configMap']['name']}")
             for name, text in source.get("data", {}).items():
@@ -191,14 +224,16 @@ class ProcessPod(threading.Thread):
         running = {name: process.poll() is None for name, process in self.processes.items()}
         ready = all(running.values()) and all(self.probe(container) for container in self.pod["spec"]["containers"])
         state = (ready, tuple(running.values()), tuple(self.restarts.values()))
-        if state != self.ready_state():
-            self.reported = state
-            self.ready = ready
+        if state == self.reported:
+            return
+        self.ready = ready
+        try:
             self.client.patch(f"{self.path}/status", {"status": self.status(running, ready)}, api.STRATEGIC)
-
-    def ready_state(self):
-        """What was reported last."""
-        return getattr(self, "reported", None)
+            self.reported = state
+        except API_ERRORS as error:
+            # The next look tries again.
+            if not is_away(error):
+                raise
 
     def probe(self, container):
         """The readiness probe, by HTTP; a container without one is ready."""
@@ -267,8 +302,8 @@ class ProcessPod(threading.Thread):
         if not self.gone and "deletionTimestamp" in self.pod["metadata"]:
             options = {"gracePeriodSeconds": 0, "preconditions": {"uid": self.pod["metadata"]["uid"]}}
             try:
-                self.client.call("DELETE", self.path, options)
-            except (api.ApiError, OSError) as error:
+                patiently(time.sleep, self.client.call, "DELETE", self.path, options)
+            except API_ERRORS as error:
                 print(f"{self.full_name}: {error}", flush=True)
 
     def pre_stop(self, container, process, seconds):

@@ -120,6 +120,10 @@ impl DeadLeader {
             return;
         };
         if !self.is_dead(&view.leader_address).await {
+            tracing::debug!(
+                leader = peer,
+                "a connection ended, but its process may live"
+            );
             return;
         }
         sleep(SETTLE).await;
@@ -132,7 +136,14 @@ impl DeadLeader {
                 return;
             };
             let answers = self.ask(&view).await;
-            match turn(self.id, view.last, &view.vote, view.voters, &answers) {
+            let turn = turn(self.id, view.last, &view.vote, view.voters, &answers);
+            tracing::debug!(
+                leader = peer,
+                ?turn,
+                answers = answers.len(),
+                "the leader is dead"
+            );
+            match turn {
                 Turn::Over => return,
                 Turn::Rank(rank) if begin.elapsed() >= HEAD_START * rank => {
                     return self.elect(peer, rank).await;

@@ -341,10 +341,12 @@ fn trouble(
             | MemberRole::Follower
             | MemberRole::Candidate
             | MemberRole::Learner => {
-                if seat.view.as_ref().is_some_and(|view| !view.ready) {
+                // Without a leader nobody is ready, and that is said of the group.
+                let is_behind = seat.view.as_ref().is_some_and(|view| !view.ready);
+                if is_behind && status.leader.is_some() {
                     findings.push(Finding {
                         reason: "MemberBehind",
-                        message: format!("{} has not caught up or knows no leader", seat.pod),
+                        message: format!("{} has not caught up with the leader", seat.pod),
                     });
                 }
             }

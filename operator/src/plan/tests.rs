@@ -386,6 +386,24 @@ fn an_unreachable_broker_degrades_and_the_others_go_on() {
 }
 
 #[test]
+fn a_broker_is_behind_only_when_there_is_a_leader_to_be_behind() {
+    let behind = |view: NodeView| NodeView {
+        ready: false,
+        ..view
+    };
+    let mut views = leader_and_followers();
+    views[2] = behind(views[2].clone());
+    let plan = pass(&settled(), &world(&views));
+    let (status, reason, _) = condition(&plan.status, "Degraded");
+    assert_eq!((status, reason), ("True", "MemberBehind"));
+    let leaderless = [1, 2, 3].map(|id| behind(formed(id, Role::Follower)));
+    let plan = pass(&settled(), &world(&leaderless));
+    assert_eq!(condition(&plan.status, "Degraded").0, "False");
+    let (status, reason, _) = condition(&plan.status, "Ready");
+    assert_eq!((status, reason), ("False", "NoLeader"));
+}
+
+#[test]
 fn pods_of_an_older_template_are_named() {
     let mut world = world(&leader_and_followers());
     let set = &mut world.groups.get_mut("broker-a").unwrap().set;

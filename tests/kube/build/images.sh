@@ -55,7 +55,7 @@ base() { # DOCKERFILE: makes the image that its last stage begins with
 image() { # NAME PROGRAM DOCKERFILE: the archive
   local context=$storage/$1 archive=$storage/$1.tar
   mkdir -p "$context"
-  cp "$2" "$context/$1"
+  strip --strip-debug -o "$context/$1" "$2"
   base "$3"
   build build --pull-never --build-arg BINARY=prebuilt --file "$3" --tag "$1:$version" "$context"
   build push --quiet "$1:$version" "docker-archive:$archive:docker.io/library/$1:$version"
