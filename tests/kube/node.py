@@ -71,6 +71,11 @@ authorization: {{mode: AlwaysAllow}}
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
 podLogsDir: {capsule.INSIDE}/pods
 volumePluginDir: {capsule.INSIDE}/plugins
+# Tests kill the same container many times; the usual pause grows to five minutes.
+featureGates:
+  KubeletCrashLoopBackOffMax: true
+crashLoopBackOff:
+  maxContainerRestartPeriod: 1s
 clusterDNS: [{control_plane.NODE_IP}]
 clusterDomain: {control_plane.DNS_DOMAIN}
 resolvConf: ""
