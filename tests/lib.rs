@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+pub mod sim;
+
 /// Top folder of the repository.
 pub fn repository_root() -> &'static Path {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
