@@ -3,6 +3,8 @@
 
 use std::path::Path;
 
+#[path = "fuzz/mod.rs"]
+pub mod fuzz;
 pub mod sim;
 
 /// Top folder of the repository.

@@ -47,7 +47,7 @@ CHECKS = {
 }
 
 # What names the test that failed, in the output of cargo test and of the scripts.
-FAILED = re.compile(r"^(?:test (\S+) \.\.\. FAILED|    (\S+)|FAIL (.*?)(?::.*)?|---- (\S+) stdout ----)$", re.MULTILINE)
+FAILED = re.compile(r"^(?:---- (\S+) stdout ----|FAIL (.*?)(?::.*)?)$", re.MULTILINE)
 
 
 class Mutant:
@@ -123,8 +123,8 @@ def names_of_failures(output):
     """The first tests that failed, short enough for a table."""
     found = []
     for groups in FAILED.findall(output):
-        name = next(filter(None, groups)).removesuffix(":")
-        if name not in found and ("::" in name or " " in name):
+        name = next(filter(None, groups))
+        if name not in found:
             found.append(name)
     rest = f" and {len(found) - 2} more" if len(found) > 2 else ""
     return ", ".join(found[:2]) + rest

@@ -1,0 +1,5 @@
+//! `batch_body` of `tests/fuzz` for cargo-fuzz.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| (raftmq_tests::fuzz::target("batch_body").unwrap().run)(bytes));

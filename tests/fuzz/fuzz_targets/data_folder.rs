@@ -1,0 +1,5 @@
+//! `data_folder` of `tests/fuzz` for cargo-fuzz.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| (raftmq_tests::fuzz::target("data_folder").unwrap().run)(bytes));

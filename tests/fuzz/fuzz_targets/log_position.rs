@@ -1,0 +1,5 @@
+//! `log_position` of `tests/fuzz` for cargo-fuzz.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| (raftmq_tests::fuzz::target("log_position").unwrap().run)(bytes));

@@ -1,0 +1,5 @@
+//! `store_checkpoint` of `tests/fuzz` for cargo-fuzz.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| (raftmq_tests::fuzz::target("store_checkpoint").unwrap().run)(bytes));

@@ -1,0 +1,5 @@
+//! `tag_expression` of `tests/fuzz` for cargo-fuzz.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| (raftmq_tests::fuzz::target("tag_expression").unwrap().run)(bytes));
