@@ -74,7 +74,12 @@ class Brokers(e2e.Cluster):
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 preexec_fn=e2e.end_with_parent,
+                **self.launch(name),
             )
+
+    def launch(self, _name):
+        """What else a node is started with, for `subprocess.Popen`."""
+        return {}
 
     def properties(self, name):
         """The properties file of a node."""

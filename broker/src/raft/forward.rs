@@ -5,6 +5,7 @@
 
 use std::{
     collections::HashMap,
+    future::Future,
     io,
     net::SocketAddr,
     sync::{Mutex, PoisonError},
@@ -72,20 +73,25 @@ impl Forwarder {
         }
     }
 
-    /// Sends `command` of the client at `peer` to `leader` and waits for its answer.
+    /// Sends `command` of the client at `peer` to `leader` and waits for its answer, until
+    /// `superseded` is ready: a leader that is paused or cut off does not answer and does not close
+    /// the connection either.
     pub(crate) async fn forward(
         &self,
         leader: u64,
         address: &str,
         peer: SocketAddr,
         command: &RemotingCommand,
+        superseded: impl Future<Output = ()>,
     ) -> Answer {
+        let mut superseded = std::pin::pin!(superseded);
         let mut bytes = BytesMut::new();
         frame::encode(command, &mut bytes);
-        let link = self
-            .link(leader, address)
-            .await
-            .map_err(ForwardError::Unreachable)?;
+        let link = tokio::select! {
+            biased;
+            link = self.link(leader, address) => link.map_err(ForwardError::Unreachable)?,
+            () = &mut superseded => return Err(ForwardError::NotLeader),
+        };
         let (answer, answered) = oneshot::channel();
         let outgoing = Outgoing {
             peer,
@@ -98,7 +104,11 @@ impl Forwarder {
                 io::ErrorKind::ConnectionReset.into(),
             ));
         }
-        answered.await.unwrap_or(Err(ForwardError::Unknown))
+        tokio::select! {
+            biased;
+            answer = answered => answer.unwrap_or(Err(ForwardError::Unknown)),
+            () = &mut superseded => Err(ForwardError::Unknown),
+        }
     }
 
     async fn link(&self, leader: u64, address: &str) -> Result<mpsc::Sender<Outgoing>, io::Error> {

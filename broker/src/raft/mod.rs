@@ -75,6 +75,9 @@ pub const RAFT_LOG_FILTER: &str = "openraft=error";
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pause between looks at the target's progress.
 const TRANSFER_POLL: Duration = Duration::from_millis(1);
+/// How long the answer of a deposed leader is waited for once its successor is known. One that hands
+/// over answers what it has taken within milliseconds.
+const LATE_ANSWER_MAX: Duration = Duration::from_millis(300);
 /// Pause between two questions whether Raft still answers.
 const PULSE_PAUSE: Duration = Duration::from_secs(1);
 /// Longest wait for Raft to turn a checkpoint into its snapshot, and then to purge the log.
@@ -330,12 +333,13 @@ impl Consensus {
         peer: SocketAddr,
         command: &RemotingCommand,
     ) -> Result<Option<RemotingCommand>, ForwardError> {
-        let leader = self.role.borrow().leader.clone();
+        let mut role = self.role.clone();
+        let leader = role.borrow_and_update().leader.clone();
         let Some((leader, address)) = leader else {
             return Err(ForwardError::NotLeader);
         };
         self.forwarder
-            .forward(leader, &address, peer, command)
+            .forward(leader, &address, peer, command, superseded(role, leader))
             .await
     }
 
@@ -481,6 +485,19 @@ impl Consensus {
             tracing::warn!(%error, "stop raft");
         }
     }
+}
+
+/// Ready when another node has led for long enough that `leader` would have answered.
+async fn superseded(mut role: watch::Receiver<Role>, leader: u64) {
+    let leads_now = |role: &Role| {
+        let other = role.leader.as_ref().is_some_and(|(id, _)| *id != leader);
+        role.serving || other
+    };
+    // An error means that the process is stopping; then connections end as well.
+    if role.wait_for(leads_now).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    sleep(LATE_ANSWER_MAX).await;
 }
 
 /// Whether Raft still answers, for the liveness probe.
