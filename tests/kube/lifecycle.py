@@ -17,6 +17,8 @@ NAMESPACE = "lifecycle"
 
 # Rest that is looked at. Unit: seconds.
 REST = 30
+# How often it is looked again when a leader was elected meanwhile.
+RESTS_MAX = 3
 
 KINDS = ["pods", "services", "configmaps", "statefulsets", "endpointslices", "poddisruptionbudgets", "serviceaccounts"]
 
@@ -29,7 +31,7 @@ def run(checks):
         begin = time.monotonic()
         cluster = mq.RaftCluster(NAMESPACE, "orders").make().await_ready()
         print(f"ready {time.monotonic() - begin:.1f} s after it was applied")
-        judge_rest(checks, both)
+        judge_rest(checks, both, cluster)
         traffic = loads.traffic(cluster, "lifecycle", False)
         with traffic:
             traffic.await_acks(100)
@@ -42,20 +44,39 @@ def run(checks):
         mq.delete_namespace(client, NAMESPACE)
 
 
-def judge_rest(checks, both):
+def judge_rest(checks, both, cluster):
     """What the operators cost when nothing happens, and that they write nothing."""
+    for _ in range(RESTS_MAX):
+        term = term_of(cluster)
+        time.sleep(3)  # what the start of the cluster left to do
+        costs, writes = rest(both)
+        # An election, which a busy machine may cause, is no rest.
+        if term_of(cluster) == term:
+            break
+    for line in costs:
+        print(line)
+    shown = [(line["verb"], line["objectRef"]["resource"], line["objectRef"].get("name")) for line in writes]
+    checks.check(not writes, f"no write but its Lease in {REST} s at rest", shown[:5])
+
+
+def term_of(cluster):
+    """The term of the group's leader."""
+    return cluster.resource()["status"]["groups"][0].get("term")
+
+
+def rest(both):
+    """What each operator costs in a while, as lines, and what they write but their Lease."""
     processes = both.processes()
-    time.sleep(3)  # what the start of the cluster left to do
     begin, lines = time.time(), len(audited())
     ticks = {name: processor_ticks(process) for name, process in processes.items()}
     time.sleep(REST)
+    costs = []
     for name, process in processes.items():
         share = (processor_ticks(process) - ticks[name]) / os.sysconf("SC_CLK_TCK") / (time.time() - begin)
-        memory = e2e.memory_bytes(process) / 2**20
-        print(f"{name} at rest: {100 * share:.2f} % of a processor, {memory:.0f} MiB, at most {e2e.memory_bytes(process, 'VmHWM') / 2**20:.0f}")
+        memory, most = (e2e.memory_bytes(process, of) / 2**20 for of in ("VmRSS", "VmHWM"))
+        costs.append(f"{name} at rest: {100 * share:.2f} % of a processor, {memory:.0f} MiB, at most {most:.0f}")
     writes = [line for line in audited()[lines:] if is_of_operator(line) and line["objectRef"]["resource"] != "leases"]
-    shown = [(line["verb"], line["objectRef"]["resource"], line["objectRef"].get("name")) for line in writes]
-    checks.check(not writes, f"no write but its Lease in {REST} s at rest", shown[:5])
+    return costs, writes
 
 
 def audited():
