@@ -123,6 +123,11 @@ class Brokers(e2e.Cluster):
                 del self.processes[name]
                 self.deaths.append((name, process.returncode))
 
+    def signal(self, names, number):
+        """Sends a signal to nodes, which they survive."""
+        for name in names:
+            self.processes[name].send_signal(number)
+
     def kill(self, *names):
         """kill -9, all at once."""
         self.end(names, signal.SIGKILL)
