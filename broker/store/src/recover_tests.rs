@@ -175,6 +175,34 @@ fn a_stale_entry_ends_the_log() {
 }
 
 #[test]
+fn an_entry_that_followed_another_one_ends_the_log() {
+    // Two logs of the same shape: what the second overwrote an end of the first with.
+    let entries = [7, 8].map(|byte| {
+        let disk = MemoryDisk::default();
+        let (log, ..) = open(&disk, None).unwrap();
+        let append = |index, payload: &[u8]| {
+            let done = Box::new(|done: std::io::Result<()>| done.unwrap());
+            log.append(vec![entry(1, index, payload)], done).unwrap();
+            log.flush().unwrap();
+        };
+        append(0, &[byte; 20]);
+        let synced = disk.fork();
+        let first_end = log.max_physical() as usize;
+        append(1, &[1; 20]);
+        (synced, first_end, disk.content(&segment(0)))
+    });
+    let [(disk, first_end, _), (.., other)] = entries;
+    // A crash left the first entry of one and the second of the other.
+    disk.edit(&segment(0), |bytes| {
+        bytes.truncate(first_end);
+        bytes.extend_from_slice(&other[first_end..]);
+    });
+    let (log, .., report) = open(&disk, None).unwrap();
+    assert_eq!(log.last_id().unwrap().index, 0);
+    assert_eq!(report.cut.unwrap().physical_offset, first_end as u64);
+}
+
+#[test]
 fn opening_from_a_position_equals_a_full_scan() {
     let disk = MemoryDisk::default();
     let (log, ..) = open(&disk, None).unwrap();
