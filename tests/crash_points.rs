@@ -33,6 +33,8 @@ const SPLITS_MAX: usize = 4;
 /// Disks that hold a random part of what was not durable, for each point.
 const RANDOM_DISKS: u64 = 2;
 const THREADS: usize = 2;
+/// Every so many points the process dies first and the power goes right after the next start.
+const SECOND_CRASH_EVERY: usize = 5;
 
 /// How many disks were made and opened.
 #[derive(Debug, Default)]
@@ -40,6 +42,7 @@ struct Counters {
     whole: AtomicU64,
     torn: AtomicU64,
     random: AtomicU64,
+    second: AtomicU64,
 }
 
 fn setting(name: &str, default: u64) -> u64 {
@@ -77,12 +80,13 @@ fn run(name: &str, recording: &Recording) {
     let History { entries, .. } = &recording.history;
     println!(
         "{name}: {} changes, {} entries; {} crashes that leave all or nothing, {} torn writes, {} that \
-         leave a part: all recovered",
+         leave a part, {} power cuts after a start: all recovered",
         recording.changes.len(),
         entries.len(),
         count(&counters.whole),
         count(&counters.torn),
         count(&counters.random),
+        count(&counters.second),
     );
 }
 
@@ -101,6 +105,12 @@ fn check_part(recording: &Recording, part: usize, counters: &Counters) {
                 panic!("after change {number} ({kind}), {crash:?}: {problem}");
             }
             counter.fetch_add(1, Ordering::Relaxed);
+        }
+        if number % SECOND_CRASH_EVERY == 0 {
+            if let Err(problem) = verdict::check_second(&standing, recording, change) {
+                panic!("a power cut after the start after change {number}: {problem}");
+            }
+            counters.second.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

@@ -8,8 +8,8 @@ use raftmq_store::checkpoint::CheckpointDir;
 use raftmq_store::{
     CommitLog, EntryKind, FlushPolicy, LogId, NewEntry, RecoveryReport, StoredEntry,
 };
-use raftmq_tests::sim::disk::SimDisk;
-use raftmq_tests::sim::image::Crash;
+use raftmq_tests::sim::disk::{Change, SimDisk};
+use raftmq_tests::sim::image::{Crash, Standing};
 
 use super::history::Version;
 use super::workload::{CHECKPOINT_DIR, Recording, config};
@@ -44,6 +44,27 @@ pub fn check(disk: &SimDisk, recording: &Recording, at: usize, crash: Crash) -> 
             "an entry appended after the start is gone: {:?}",
             after.last
         ));
+    }
+    Ok(())
+}
+
+/// A process dies and the next one opens the log, which may stand in the page cache only; then the
+/// power goes. What the second process found and may have told others must still be there.
+pub fn check_second(
+    standing: &Standing,
+    recording: &Recording,
+    last: &Change,
+) -> Result<(), String> {
+    let (disk, mut standing) = standing.resume();
+    let (found, log, _) = open(&disk, recording)?;
+    drop(log);
+    for change in disk.changes() {
+        standing.apply(&change);
+    }
+    let (after, ..) = open(&standing.after(Crash::Lost, last), recording)?;
+    if after != found {
+        let (before, now) = (found.last, after.last);
+        return Err(format!("the log ended at {before:?} and now at {now:?}"));
     }
     Ok(())
 }

@@ -4,14 +4,13 @@ syncs take 5 s, cut off by a partition in one or in both directions.
 
 Each time the group takes messages again within 2 s, the leader of the past returns as a follower,
 and the term rises by little: no storm of elections. In the end nothing acknowledged is lost. Runs
-in a network namespace of its own, where packets between brokers are told apart by the user that
-sends them; needs root.
+in a network namespace of its own, where packets between brokers are told apart by the group that
+their sender runs under; needs root.
 """
 
 import ctypes
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -31,30 +30,22 @@ TERMS_MAX = 4
 # Calm before each fault. Unit: seconds.
 CALM = 1.0
 
-FIRST_USER = 61001
+# Nobody has these numbers; root keeps its rights under any group.
+FIRST_GROUP = 61001
 
 
 class Stalling(own.Brokers):
-    """Brokers with a slow disk on demand, each under a user of its own."""
+    """Brokers with a slow disk on demand, each under a Unix group of its own."""
 
     def __init__(self, folder, settings):
         super().__init__(folder, settings)
-        # Other users must reach the program and their data.
-        folder.chmod(0o755)
-        self.program = folder / "raftmq"
-        shutil.copy(e2e.binary(), self.program)
-        self.program.chmod(0o755)
         self.library = folder / "slow_disk.so"
         source = pathlib.Path(__file__).with_name("slow_disk.c")
         own.run_tool("cc", "-shared", "-fPIC", "-O1", "-o", str(self.library), str(source), "-ldl")
-        for name in self.all_nodes:
-            data = pathlib.Path(self.all_nodes[name]["dataDir"])
-            data.mkdir(parents=True, exist_ok=True)
-            os.chown(data, self.user(name), self.user(name))
 
-    def user(self, name):
-        """The user that runs a node."""
-        return FIRST_USER + list(self.all_nodes).index(name)
+    def gid(self, name):
+        """The Unix group of a node."""
+        return FIRST_GROUP + list(self.all_nodes).index(name)
 
     def flag(self, name):
         """The file that slows the disk of a node."""
@@ -62,8 +53,7 @@ class Stalling(own.Brokers):
 
     def launch(self, name):
         environment = {**os.environ, "LD_PRELOAD": str(self.library), "SLOW_DISK_FLAG": str(self.flag(name))}
-        user = self.user(name)
-        return {"executable": str(self.program), "env": environment, "user": user, "group": user, "extra_groups": []}
+        return {"env": environment, "group": self.gid(name)}
 
 
 def private_network():
@@ -92,16 +82,16 @@ def raft_port(group, name):
 
 def silence(group, leader):
     """Rules that drop whatever a node sends to its peers, on connections of either side."""
-    user = group.user(leader)
+    gid = group.gid(leader)
     theirs = ", ".join(raft_port(group, name) for name in group.all_nodes if name != leader)
     mine = raft_port(group, leader)
-    return f"meta skuid {user} tcp dport {{ {theirs} }} drop\nmeta skuid {user} tcp sport {mine} drop"
+    return f"meta skgid {gid} tcp dport {{ {theirs} }} drop\nmeta skgid {gid} tcp sport {mine} drop"
 
 
 def deafness(group, leader):
     """Rules that drop whatever peers send to a node on its own port; they hear it."""
-    users = ", ".join(str(group.user(name)) for name in group.all_nodes if name != leader)
-    return f"meta skuid {{ {users} }} tcp dport {raft_port(group, leader)} drop"
+    gids = ", ".join(str(group.gid(name)) for name in group.all_nodes if name != leader)
+    return f"meta skgid {{ {gids} }} tcp dport {raft_port(group, leader)} drop"
 
 
 def paused(group, leader):

@@ -77,6 +77,16 @@ impl SimDisk {
         disk
     }
 
+    /// A disk with these names and contents, by file number, that writes down its changes.
+    pub(super) fn resumed(names: BTreeMap<PathBuf, FileId>, contents: Vec<Vec<u8>>) -> Self {
+        let disk = Self::recording();
+        let mut inner = disk.lock_inner();
+        inner.names = names;
+        inner.contents = contents;
+        drop(inner);
+        disk
+    }
+
     /// How many changes were asked for so far.
     pub fn changes_count(&self) -> usize {
         self.lock_inner().changes.as_ref().map_or(0, Vec::len)

@@ -140,6 +140,17 @@ impl Standing {
         }
     }
 
+    /// The disk as a new process finds it when only the old process died: with what is not durable
+    /// yet. Its changes continue a copy of this.
+    pub fn resume(&self) -> (SimDisk, Self) {
+        let mut names = self.durable_names.clone();
+        for change in &self.pending_names {
+            change.apply(&mut names);
+        }
+        let contents = self.files.iter().map(|file| file.kept(None)).collect();
+        (SimDisk::resumed(names, contents), self.clone())
+    }
+
     /// The disk that a crash leaves now. `last` is the change that was made last.
     pub fn after(&self, crash: Crash, last: &Change) -> SimDisk {
         let mut random = Random::new(match crash {
