@@ -187,6 +187,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_lone_message_wakes_a_lone_pull() {
+        let poll = Arc::new(LongPoll::default());
+        let mut ticket = poll.park(1, None);
+        assert!(ticket.woken.try_recv().is_err());
+        poll.wake(&[appended(1, 3)]);
+        assert!(ticket.woken.try_recv().is_ok());
+    }
+
+    #[tokio::test]
     async fn a_stop_wakes_everybody_and_lets_nobody_wait() {
         let poll = Arc::new(LongPoll::default());
         let mut ticket = poll.park(1, None);

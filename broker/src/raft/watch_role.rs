@@ -358,6 +358,21 @@ fn status_of(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::raft::types::LogId;
+
+    #[test]
+    fn a_leader_serves_once_it_has_applied_an_entry_of_its_own_term() {
+        let mut metrics = RaftMetrics::new_initial(1);
+        metrics.current_term = 5;
+        metrics.state = ServerState::Leader;
+        metrics.last_applied = Some(LogId::new_term_index(4, 90));
+        // What its predecessor acknowledged may not be applied yet.
+        assert!(!role_of(&metrics).serving);
+        metrics.last_applied = Some(LogId::new_term_index(5, 91));
+        assert!(role_of(&metrics).serving);
+        metrics.state = ServerState::Follower;
+        assert!(!role_of(&metrics).serving);
+    }
 
     #[test]
     fn a_node_is_ready_once_it_has_what_was_committed_a_moment_ago() {

@@ -182,7 +182,7 @@ impl CommitLog {
         }
     }
 
-    fn upkeep_due_in(&self) -> Option<Duration> {
+    pub(crate) fn upkeep_due_in(&self) -> Option<Duration> {
         let hints = self.current_hints();
         let io = self.io();
         let hint = (hints != io.hinted).then_some(HINT_INTERVAL);

@@ -537,6 +537,28 @@ fn threads_on_a_real_disk_lose_nothing() {
 }
 
 #[test]
+fn an_append_wakes_a_flusher_that_has_nothing_to_do() {
+    let disk = MemoryDisk::default();
+    let (log, mut flusher, ..) = open(&disk, None).unwrap();
+    let thread = std::thread::spawn(move || while flusher.run_once() != FlushOutcome::Stopped {});
+    for index in 0..3 {
+        // It sleeps without a limit once the hints of the append before are written.
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !(log.upkeep_due_in().is_none() && log.queue().idle) {
+            assert!(std::time::Instant::now() < deadline, "it never rests");
+            std::thread::yield_now();
+        }
+        let (told, tells) = std::sync::mpsc::channel();
+        let done = Box::new(move |result: std::io::Result<()>| told.send(result).unwrap());
+        log.append(vec![entry(1, index, b"wake up")], done).unwrap();
+        let flushed = tells.recv_timeout(std::time::Duration::from_secs(20));
+        flushed.expect("the flusher is woken").unwrap();
+    }
+    log.close();
+    thread.join().unwrap();
+}
+
+#[test]
 fn the_dump_of_a_small_log_never_changes() {
     let disk = MemoryDisk::default();
     let (log, ..) = open(&disk, None).unwrap();
