@@ -1,0 +1,34 @@
+//! L3, no loss: an acknowledged message stands at its acknowledged offset on every replica in the
+//! end.
+
+use crate::sim::history::{History, Outcome};
+
+pub(super) fn check(history: &History) -> Vec<String> {
+    let mut problems = Vec::new();
+    for send in &history.sends {
+        let Outcome::Done(offset) = send.outcome else {
+            continue;
+        };
+        for (replica, drain) in history.drains.iter().enumerate() {
+            let found = drain.queues.get(&send.queue).and_then(|(first, ids)| {
+                let place = usize::try_from(offset.checked_sub(*first)?).ok()?;
+                ids.get(place).copied()
+            });
+            if found != Some(send.id) {
+                problems.push(format!(
+                    "message {} was acknowledged at queue {} offset {offset}; replica {replica} \
+                     has {found:?} there",
+                    send.id, send.queue
+                ));
+            }
+        }
+    }
+    problems
+}
+
+#[test]
+fn an_acknowledged_message_that_a_replica_lacks_is_found() {
+    let mut history = super::sample::sound();
+    history.drains[1].queues.insert(0, (0, vec![10, 11]));
+    assert_eq!(check(&history).len(), 1);
+}
