@@ -123,7 +123,7 @@ impl CommitLog {
     /// readable on return; `done` is called when they are flushed. On an error nothing was
     /// appended and `done` is dropped uncalled.
     pub fn append(&self, entries: Vec<NewEntry>, done: Completion) -> Result<(), StoreError> {
-        let since = Instant::now();
+        let since = self.now();
         let mut crcs = Vec::with_capacity(entries.len());
         for entry in &entries {
             if entry.payload.len() > PAYLOAD_BYTES_MAX {
@@ -260,7 +260,7 @@ impl CommitLog {
         queue
             .in_flight_since
             .or(waiting)
-            .map(|since| since.elapsed())
+            .map(|since| self.age(since))
     }
 
     /// Takes no more appends. The flusher writes what waits and then, like the preallocator,
@@ -278,6 +278,14 @@ impl CommitLog {
     /// Settings the log was opened with.
     pub fn config(&self) -> &LogConfig {
         &self.config
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        (self.config.now)()
+    }
+
+    pub(crate) fn age(&self, since: Instant) -> Duration {
+        self.now().saturating_duration_since(since)
     }
 
     pub(crate) fn is_closed(&self) -> bool {

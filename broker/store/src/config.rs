@@ -1,7 +1,7 @@
 //! Owns the settings of the log.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::flush::ASYNC_UNSYNCED_BYTES_MAX;
 
@@ -33,6 +33,8 @@ pub struct LogConfig {
     pub flush: FlushPolicy,
     /// Most bytes of one write; one larger entry is written alone. At least 64 KiB.
     pub flush_batch_bytes_max: u64,
+    /// The monotonic clock by which waiting and upkeep are measured.
+    pub now: fn() -> Instant,
 }
 
 impl LogConfig {
@@ -45,6 +47,7 @@ impl LogConfig {
             preallocate_bytes: 64 * 1024 * 1024,
             flush: FlushPolicy::Sync,
             flush_batch_bytes_max: 4 * 1024 * 1024,
+            now: Instant::now,
         }
     }
 

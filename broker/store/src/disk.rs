@@ -56,7 +56,7 @@ pub trait Disk: Send + Sync + Debug {
     /// Renames atomically; an existing target is replaced.
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
 
-    /// Makes a folder and its parents; an existing one is fine.
+    /// Makes a folder and its parents, durably; an existing one is fine.
     fn create_dir_all(&self, dir: &Path) -> io::Result<()>;
 
     /// Makes names created, renamed or removed in this folder durable.
@@ -162,7 +162,31 @@ impl Disk for RealDisk {
     }
 
     fn create_dir_all(&self, dir: &Path) -> io::Result<()> {
-        fs::create_dir_all(dir)
+        let mut made: Vec<&Path> = Vec::new();
+        for folder in dir.ancestors() {
+            if folder.as_os_str().is_empty() || fs::exists(folder)? {
+                break;
+            }
+            made.push(folder);
+        }
+        fs::create_dir_all(dir)?;
+        // Without its folder's name a file is lost, however well it was synced itself.
+        for folder in &made {
+            sync_parent(folder)?;
+        }
+        if !made.is_empty() {
+            return Ok(());
+        }
+        // A process that died just after making it may not have come to that. A parent that may not
+        // be read or cannot be synced is not ours: somebody else made the folder, as a mount point
+        // on a read-only root, say.
+        sync_parent(dir).or_else(|error| match error.kind() {
+            io::ErrorKind::PermissionDenied
+            | io::ErrorKind::ReadOnlyFilesystem
+            | io::ErrorKind::InvalidInput
+            | io::ErrorKind::Unsupported => Ok(()),
+            _ => Err(error),
+        })
     }
 
     fn sync_dir(&self, dir: &Path) -> io::Result<()> {
@@ -191,6 +215,15 @@ impl Disk for RealDisk {
             Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
             Err(TryLockError::Error(error)) => Err(error),
         }
+    }
+}
+
+/// Makes the name of a folder durable. The root of a file system has none.
+fn sync_parent(folder: &Path) -> io::Result<()> {
+    match folder.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => File::open(".")?.sync_all(),
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
     }
 }
 
@@ -261,6 +294,21 @@ impl DiskLock for RealLock {}
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn folders_are_made_with_their_parents_and_again_without_harm() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = dir.path().join("store/commitlog");
+        for _ in 0..2 {
+            RealDisk.create_dir_all(&folder).unwrap();
+            RealDisk.create_dir_all(Path::new(".")).unwrap();
+            RealDisk.create_dir_all(Path::new("/")).unwrap();
+        }
+        assert!(RealDisk.exists(&folder).unwrap());
+        RealDisk.create(&dir.path().join("file")).unwrap();
+        let through_a_file = dir.path().join("file/folder");
+        assert!(RealDisk.create_dir_all(&through_a_file).is_err());
+    }
 
     #[test]
     fn used_percent_is_rounded_up_and_stays_within_0_to_100() {

@@ -122,6 +122,11 @@ impl Flusher {
     /// Waits for entries and flushes one batch. Returns `Idle` now and then.
     pub fn run_once(&mut self) -> FlushOutcome {
         self.log.wait_for_work();
+        self.run_ready()
+    }
+
+    /// As [`Flusher::run_once`], but without waiting.
+    pub fn run_ready(&mut self) -> FlushOutcome {
         let mut io = self.log.io();
         if let Err(error) = self.log.check_alive() {
             return FlushOutcome::Failed(error.to_string());
@@ -188,7 +193,7 @@ impl CommitLog {
         let hint = (hints != io.hinted).then_some(HINT_INTERVAL);
         let sync = match (self.config().flush, io.unsynced_since) {
             (FlushPolicy::Async { interval }, Some(since)) => {
-                Some(interval.saturating_sub(since.elapsed()))
+                Some(interval.saturating_sub(self.age(since)))
             }
             _ => None,
         };
@@ -220,7 +225,7 @@ impl CommitLog {
     /// Writes, syncs as the policy says, publishes and completes one batch.
     fn flush_batch(&self, io: &mut FlushState) -> FlushOutcome {
         let batch = self.take_batch();
-        let started = Instant::now();
+        let started = self.now();
         let entries = batch
             .iter()
             .filter(|operation| operation.entry.is_some())
@@ -234,7 +239,7 @@ impl CommitLog {
         if let Err(error) = result {
             return self.flush_failed(batch, &error);
         }
-        let took = started.elapsed();
+        let took = self.age(started);
         if batch.is_empty() {
             return FlushOutcome::Idle;
         }
@@ -289,7 +294,10 @@ impl CommitLog {
         segment.set_written(end);
         io.written_index = Some(last.index);
         io.unsynced_bytes += end - first.physical;
-        io.unsynced_since.get_or_insert(first_since(batch));
+        let since = batch
+            .first()
+            .map_or_else(|| self.now(), |first| first.since);
+        io.unsynced_since.get_or_insert(since);
         let sync_now = match self.config().flush {
             FlushPolicy::Sync => true,
             FlushPolicy::Async { .. } => io.unsynced_bytes >= ASYNC_UNSYNCED_BYTES_MAX,
@@ -347,11 +355,11 @@ impl CommitLog {
     fn upkeep(&self, io: &mut FlushState) -> Result<(), StoreError> {
         if let (FlushPolicy::Async { interval }, Some(since)) =
             (self.config().flush, io.unsynced_since)
-            && since.elapsed() >= interval
+            && self.age(since) >= interval
         {
             self.sync_unsynced(io)?;
         }
-        if io.hinted_at.is_some_and(|at| at.elapsed() < HINT_INTERVAL) {
+        if io.hinted_at.is_some_and(|at| self.age(at) < HINT_INTERVAL) {
             return Ok(());
         }
         let hints = self.current_hints();
@@ -359,7 +367,7 @@ impl CommitLog {
             self.vote_file().write_hints(hints)?;
             io.hinted = hints;
         }
-        io.hinted_at = Some(Instant::now());
+        io.hinted_at = Some(self.now());
         Ok(())
     }
 
@@ -375,12 +383,6 @@ impl PendingEntry {
     fn bytes(&self) -> u64 {
         (HEADER_BYTES + self.payload.len()) as u64
     }
-}
-
-fn first_since(batch: &[Operation]) -> Instant {
-    batch
-        .first()
-        .map_or_else(Instant::now, |operation| operation.since)
 }
 
 /// One write: headers and small payloads joined in `scratch`, large payloads from where they are.
