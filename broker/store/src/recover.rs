@@ -87,7 +87,9 @@ pub(crate) fn open(
     }
     let mut recovery = Recovery::begin(disk.as_ref(), &config, &vote, &bases, start)?;
     recovery.check_all()?;
-    // From here on the log is known to be whole, and changes are allowed.
+    // From here on the log is known to be whole, and changes are allowed. Marks first: by them
+    // files are removed.
+    vote.save_again()?;
     recovery.repair_end()?;
     recovery.remove_leftovers(&config, &bases, &others)?;
     let spare = find_spare(disk.as_ref(), &config)?;
@@ -130,6 +132,7 @@ fn finish_reset(
     config: &LogConfig,
     vote: &mut VoteFile,
 ) -> Result<(), StoreError> {
+    vote.save_again()?;
     let marks = vote.marks();
     let synced_physical = marks.start_physical;
     vote.save_hints(Hints {

@@ -7,7 +7,8 @@
 //! ```
 //! A slot is alone in its block, so a torn block harms one of the two. A durable save writes and
 //! syncs one slot, then the other: afterwards either of the two may rot and the newest value is
-//! still known, which matters because an older vote is a second vote in the same term.
+//! still known, which matters because an older vote is a second vote in the same term. Hints that
+//! are not synced go into the same slot each time: were both under way, a crash might tear both.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +24,8 @@ const FILE_NAME: &str = "vote";
 const BLOCK_BYTES: u64 = 4096;
 const SLOT_BYTES: usize = 512;
 const HEAD_BYTES: usize = 16;
+/// The one slot for hints that nothing syncs.
+const LAZY_SLOT: u64 = 0;
 const MAGIC_VERSION: [u8; 4] = *b"RMV\x01";
 
 /// What the log must remember for certain.
@@ -157,11 +160,23 @@ impl VoteFile {
         Ok(())
     }
 
+    /// Saves what was found once more. It may stand in the page cache alone, after a process was
+    /// killed or in pages that a failed sync marked clean: a restart that went by it, and a power cut
+    /// that takes it away, would make a second vote in the same term.
+    pub(crate) fn save_again(&mut self) -> Result<(), StoreError> {
+        if let Some(vote) = self.vote.clone() {
+            self.save_durably(Pair::Vote, &vote)?;
+        }
+        if self.sequences[Pair::Marks as usize] > 0 {
+            self.save_durably(Pair::Marks, &self.marks.encode())?;
+        }
+        Ok(())
+    }
+
     /// Hands the hints to the operating system without waiting for the disk.
     pub(crate) fn write_hints(&mut self, hints: Hints) -> Result<(), StoreError> {
         self.sequences[Pair::Hints as usize] += 1;
-        let slot = self.sequences[Pair::Hints as usize] % 2;
-        self.write_slot(Pair::Hints, slot, &hints.encode())?;
+        self.write_slot(Pair::Hints, LAZY_SLOT, &hints.encode())?;
         self.hints = hints;
         Ok(())
     }
@@ -175,7 +190,11 @@ impl VoteFile {
 
     fn save_durably(&mut self, pair: Pair, content: &[u8]) -> Result<(), StoreError> {
         self.sequences[pair as usize] += 1;
-        let first = self.sequences[pair as usize] % 2;
+        let first = match pair {
+            // Its last content may be under way still.
+            Pair::Hints => LAZY_SLOT,
+            Pair::Vote | Pair::Marks => self.sequences[pair as usize] % 2,
+        };
         for slot in [first, 1 - first] {
             self.write_slot(pair, slot, content)?;
             self.file
@@ -369,6 +388,33 @@ mod tests {
         disk.remove(Path::new("/data/vote")).unwrap();
         let missing = VoteFile::open(&disk, Path::new("/data"), false);
         assert!(matches!(missing, Err(StoreError::Corrupt { .. })));
+    }
+
+    #[test]
+    fn hints_torn_in_every_block_that_may_be_under_way_leave_the_ones_that_were_synced() {
+        let synced = Hints {
+            synced_physical: 100,
+            ..Hints::default()
+        };
+        let disk = MemoryDisk::default();
+        let mut file = open(&disk).unwrap();
+        file.save_hints(synced).unwrap();
+        let path = Path::new("/data/vote");
+        let durable = disk.content(path);
+        for synced_physical in [200, 300, 400] {
+            file.write_hints(Hints {
+                synced_physical,
+                ..synced
+            })
+            .unwrap();
+        }
+        let written = disk.content(path);
+        let blocks = written.chunks(4096).zip(durable.chunks(4096));
+        for (number, _) in blocks.enumerate().filter(|(_, (new, old))| new != old) {
+            disk.edit(path, |bytes| bytes[number * 4096 + 8..][..100].fill(7));
+        }
+        assert_ne!(disk.content(path), written, "some hint was written");
+        assert_eq!(open(&disk).unwrap().hints(), synced);
     }
 
     #[test]
