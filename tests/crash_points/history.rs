@@ -1,6 +1,8 @@
 //! What a workload did and was told, each with the number of changes that the disk had been asked
 //! for before and after.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use raftmq_store::LogId;
 
@@ -63,6 +65,12 @@ impl<T: Clone + PartialEq> Saves<T> {
         }
     }
 
+    /// Whether saving this value was begun before a crash after so many changes.
+    fn was_begun(&self, wanted: &T, at: usize) -> bool {
+        let mut all = self.0.iter();
+        all.any(|(value, span)| value == wanted && span.begun <= at)
+    }
+
     /// Whether a crash after so many changes may find this value: the last one that was saved, or
     /// the one that was being saved.
     pub fn may_be(&self, found: Option<&T>, at: usize) -> bool {
@@ -81,9 +89,54 @@ impl<T: Clone + PartialEq> Saves<T> {
 /// Everything.
 #[derive(Debug, Default)]
 pub struct History {
+    /// In the order of the appends.
     pub entries: Vec<Version>,
+    /// Where the versions of each index stand among them.
+    versions: BTreeMap<u64, Vec<usize>>,
     pub votes: Saves<Vec<u8>>,
     pub purges: Saves<LogId>,
     /// Indexes of checkpoints.
     pub checkpoints: Saves<u64>,
+    /// Incarnations in the identity file.
+    pub identities: Saves<String>,
+    /// What was told to be committed, and when.
+    pub committed: Vec<(LogId, usize)>,
+}
+
+impl History {
+    /// Notes an entry that is about to be appended.
+    pub fn append(&mut self, version: Version) {
+        let at = self.entries.len();
+        self.versions.entry(version.id.index).or_default().push(at);
+        self.entries.push(version);
+    }
+
+    /// Every version that ever stood at an index.
+    pub fn at_index(&self, index: u64) -> impl Iterator<Item = &Version> {
+        let places = self.versions.get(&index).into_iter().flatten();
+        places.map(|at| &self.entries[*at])
+    }
+
+    /// Every version that stood at this index or a later one.
+    pub fn behind(&self, index: u64) -> impl Iterator<Item = &Version> {
+        let places = self.versions.range(index..).flat_map(|(_, places)| places);
+        places.map(|at| &self.entries[*at])
+    }
+
+    /// Cutting away every version after an index begins, or is done.
+    pub fn cut_after(&mut self, index: Option<u64>, span: Span) {
+        for version in &mut self.entries {
+            let is_there = version.cut.is_none_or(|cut| cut.done.is_none());
+            if Some(version.id.index) > index && is_there {
+                version.cut = Some(span);
+            }
+        }
+    }
+
+    /// Whether this may be remembered as committed after so many changes.
+    pub fn may_be_committed(&self, id: LogId, at: usize) -> bool {
+        let mut told = self.committed.iter();
+        // What a purge or a snapshot has taken the place of is committed too.
+        self.purges.was_begun(&id, at) || told.any(|(told, when)| *told == id && *when <= at)
+    }
 }

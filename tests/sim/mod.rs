@@ -2,6 +2,7 @@
 //! history that their clients write down.
 
 pub mod disk;
+pub mod faults;
 pub mod history;
 pub mod image;
 pub mod oracle;
