@@ -1,21 +1,19 @@
-//! Checkpoints of this node: taken by the apply task, written by a thread of their own.
+//! Checkpoints of this node: taken by the apply task, written by a task of their own.
 //!
 //! Two kinds share one file format. A *local* checkpoint (with the index manifest) bounds the
 //! work of a restart. A *roll* checkpoint stands at the end of a segment; the retention turns one
 //! into the Raft snapshot of its point before it purges the log up to there. A checkpoint never
 //! names an entry that is not flushed on this node, since Raft may apply before the local flush.
 
+mod writer;
+
 use std::{
     collections::BTreeMap,
-    io,
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-        mpsc,
+        atomic::{AtomicU64, Ordering},
     },
-    thread,
-    time::Duration,
 };
 
 use bytes::Bytes;
@@ -25,6 +23,8 @@ use raftmq_store::{
     checkpoint::{Checkpoint, CheckpointDir},
     index::{FrozenIndex, QueueIndex},
 };
+
+pub(crate) use self::writer::CheckpointWriter;
 
 /// Section tags of a checkpoint file. Stable: they are on disk.
 mod section {
@@ -47,8 +47,6 @@ mod section {
 /// What a roll point is made of.
 const ROLL_SECTIONS: [u32; 3] = [section::POSITION, section::TIMESTAMP, section::ROLL];
 
-/// Jobs that may wait for the writer. Beyond it no checkpoint is taken: the next one covers it.
-const JOBS_MAX: usize = 4;
 /// Local checkpoints kept, so that a damaged newest one does not cost a full scan.
 const LOCAL_KEPT: usize = 2;
 /// Space held back for the next checkpoint, at least, and as a multiple of the newest one. Unit of
@@ -58,12 +56,6 @@ const RESERVE_BYTES: u64 = 16 << 20;
 const RESERVE_FACTOR: u64 = 2;
 /// No more than this part of the disk is held back, so that a small disk is not full of nothing.
 const RESERVE_PART: u64 = 16;
-/// Runs of the index are merged only while the disk is not fuller: a merge needs as much space as
-/// its runs have. Unit: percent.
-const MERGE_USED_MAX: u8 = 90;
-/// Pause between looks at the flushed index, and how often to look before giving up.
-const FLUSH_WAIT: Duration = Duration::from_millis(2);
-const FLUSH_WAITS_MAX: u32 = 5_000;
 
 /// Membership and the id of the entry that set it (`None`: never set).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -394,13 +386,17 @@ impl Checkpoints {
         Ok(())
     }
 
+    /// Writes a checkpoint; the log is flushed up to its index.
     pub(crate) fn write(
         &self,
         job: Job,
         log: &CommitLog,
         index: &QueueIndex,
     ) -> Result<(), StoreError> {
-        wait_until_flushed(log, job.id.index)?;
+        if !is_flushed(log, job.id.index) {
+            let what = format!("entry {} of a checkpoint is not flushed", job.id.index);
+            return Err(StoreError::Failed(what));
+        }
         let position = log.position_at(job.id.index)?;
         let written = self.reserve.spend_on(|| index.write_frozen(&job.index));
         let manifest = match written {
@@ -461,79 +457,9 @@ fn newest_locals(known: &BTreeMap<u64, Known>) -> Vec<u64> {
         .collect()
 }
 
-fn wait_until_flushed(log: &CommitLog, index: u64) -> Result<(), StoreError> {
-    for _ in 0..FLUSH_WAITS_MAX {
-        if log.flushed_index().is_some_and(|flushed| flushed >= index) {
-            return Ok(());
-        }
-        thread::sleep(FLUSH_WAIT);
-    }
-    Err(StoreError::Failed(format!(
-        "entry {index} of a checkpoint is not flushed after 10 s"
-    )))
-}
-
-/// Hands checkpoints to the writer thread.
-#[derive(Clone, Debug)]
-pub(crate) struct CheckpointWriter {
-    jobs: mpsc::SyncSender<Job>,
-    /// Jobs queued or being written.
-    pending: Arc<AtomicUsize>,
-}
-
-impl CheckpointWriter {
-    /// Starts the writer thread; it ends when the last handle is dropped.
-    pub(crate) fn start(
-        checkpoints: Arc<Checkpoints>,
-        log: Arc<CommitLog>,
-        index: Arc<QueueIndex>,
-    ) -> io::Result<Self> {
-        let (jobs, inbox) = mpsc::sync_channel::<Job>(JOBS_MAX);
-        let pending = Arc::new(AtomicUsize::new(0));
-        let done = Arc::clone(&pending);
-        thread::Builder::new()
-            .name("checkpoint".into())
-            .spawn(move || {
-                checkpoints.hold_reserve();
-                while let Ok(job) = inbox.recv() {
-                    let at = job.id.index;
-                    match checkpoints.write(job, &log, &index) {
-                        Ok(()) => tracing::debug!(index = at, "wrote checkpoint"),
-                        // Not fatal: a restart begins from an older checkpoint.
-                        Err(error) => tracing::error!(index = at, %error, "write checkpoint"),
-                    }
-                    done.fetch_sub(1, Ordering::SeqCst);
-                    let space = checkpoints.space().unwrap_or_default();
-                    if space.used_percent() <= MERGE_USED_MAX
-                        && let Err(error) = index.merge_step()
-                    {
-                        tracing::error!(%error, "merge index runs");
-                    }
-                    checkpoints.hold_reserve();
-                }
-            })?;
-        Ok(Self { jobs, pending })
-    }
-
-    /// Whether nothing is queued or being written.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.pending.load(Ordering::SeqCst) == 0
-    }
-
-    /// Whether [`submit`](Self::submit) would accept a job. There is one submitter, the apply task.
-    pub(crate) fn has_room(&self) -> bool {
-        self.pending.load(Ordering::SeqCst) < JOBS_MAX
-    }
-
-    /// Queues `job`. The caller has seen [`has_room`](Self::has_room), so that no frozen index
-    /// memory is ever dropped unwritten.
-    pub(crate) fn submit(&self, job: Job) {
-        self.pending.fetch_add(1, Ordering::SeqCst);
-        if self.jobs.try_send(job).is_err() {
-            self.pending.fetch_sub(1, Ordering::SeqCst);
-            tracing::error!("checkpoint writer is gone; a restart will begin from an older one");
-        }
-    }
+/// Whether a crash would leave the entry at `index` in the log.
+fn is_flushed(log: &CommitLog, index: u64) -> bool {
+    log.flushed_index().is_some_and(|flushed| flushed >= index)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //! - a follower takes the leader's entries on its ground, up to a smaller rest,
 //! - Raft's own entries may have that rest, and a node without it does not stand for election.
 
+use crate::host::blocking;
 use std::{
     sync::{
         Arc,
@@ -170,7 +171,7 @@ pub(crate) async fn run(broker: Arc<Broker>) {
     loop {
         let looked = Arc::clone(&broker);
         // On a thread of its own: the file system of a remote disk may not answer.
-        if let Err(error) = tokio::task::spawn_blocking(move || look(&looked)).await {
+        if let Err(error) = blocking(move || look(&looked)).await {
             tracing::error!(%error, "look at the disk");
         }
         let may_lead = broker.disk.may_lead(broker.machine.log());

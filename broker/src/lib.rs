@@ -9,6 +9,7 @@ pub mod clock;
 pub mod config;
 mod disk_guard;
 mod handler;
+pub mod host;
 pub mod http;
 pub mod limits;
 mod long_poll;
@@ -28,4 +29,4 @@ mod stats;
 pub mod status;
 
 pub(crate) use raft::RAFT_LOG_FILTER;
-pub use run::{RunError, run_broker, run_namesrv};
+pub use run::{RunError, run_broker, run_broker_on, run_namesrv};

@@ -6,6 +6,7 @@
 //! `diskSpaceCleanForciblyRatio`. Deleting means: the checkpoint at a segment boundary becomes the
 //! Raft snapshot, and Raft purges the log up to it. Every replica decides for itself.
 
+use crate::host::blocking;
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
@@ -105,7 +106,7 @@ async fn clean(broker: &Broker, consensus: &Arc<Consensus>, situation: Situation
     }
     broker.machine.index().set_min_physical(log.min_physical());
     let checkpoints = Arc::clone(consensus.checkpoints());
-    if let Err(error) = tokio::task::spawn_blocking(move || checkpoints.hold_reserve()).await {
+    if let Err(error) = blocking(move || checkpoints.hold_reserve()).await {
         tracing::error!(%error, "hold the reserve");
     }
 }

@@ -1,12 +1,13 @@
 //! The composition root: opens the store, starts Raft, opens the ports, and stops in reverse.
 
 mod admin;
+mod disk_threads;
 mod store;
 mod tasks;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use raftmq_store::{Disk, RealDisk, StoreError};
+use raftmq_store::StoreError;
 use tokio::{
     sync::watch,
     task::JoinSet,
@@ -15,7 +16,8 @@ use tokio::{
 
 use self::{
     admin::Admin,
-    store::{open_store, start_disk_threads},
+    disk_threads::start_disk_threads,
+    store::open_store,
     tasks::{background_tasks, registration},
 };
 use crate::{
@@ -23,6 +25,7 @@ use crate::{
     clock::{Clock, SystemClock},
     config::{BrokerConfig, NamesrvConfig},
     disk_guard::{self, RoomLimits},
+    host::{Host, blocking},
     http::{self, AdminOps},
     long_poll::LongPoll,
     machine::Machine,
@@ -109,17 +112,27 @@ pub async fn run_broker(
     config: BrokerConfig,
     shutdown: watch::Receiver<bool>,
 ) -> Result<(), RunError> {
-    let net: Arc<dyn Net> = Arc::new(TcpNet);
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    run_broker_on(Host::of_this_machine(), config, shutdown).await
+}
+
+/// As [`run_broker`], on a machine of the caller's choice.
+///
+/// # Errors
+/// When the data folder or a port cannot be used, or a server breaks.
+pub async fn run_broker_on(
+    host: Host,
+    config: BrokerConfig,
+    shutdown: watch::Receiver<bool>,
+) -> Result<(), RunError> {
+    let Host { net, clock, disk } = host;
     let metrics = Arc::new(Metrics::new());
     let store_host = store_host(&config).await?;
     let raft_listener = bind(&net, raft_address(&config), "dLegerPeers").await?;
     let client_address = SocketAddr::new(config.bind_address, config.listen_port);
     let client_listener = bind(&net, client_address, "listenPort").await?;
-    let disk: Arc<dyn Disk> = Arc::new(RealDisk);
     let opened = {
         let config = config.clone();
-        tokio::task::spawn_blocking(move || open_store(&config, disk))
+        blocking(move || open_store(&config, disk))
             .await
             .map_err(io::Error::other)??
     };

@@ -4,6 +4,7 @@
 //! the messages in between are looked at, newest first, up to a limit. Recent messages, which is
 //! what people look for, are found at once; a search that runs into the limit says so in the log.
 
+use crate::host::blocking;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -61,7 +62,7 @@ pub(super) async fn query(broker: &Arc<Broker>, request: &Request) -> Handled {
     };
     let reader = Arc::clone(broker);
     // Reads files for a while: not on a thread that serves connections.
-    let found = tokio::task::spawn_blocking(move || scan(&reader, &search)).await;
+    let found = blocking(move || scan(&reader, &search)).await;
     let found = found.map_err(|error| {
         Refusal::new(
             ResponseCode::SYSTEM_ERROR,

@@ -3,6 +3,7 @@
 //! Owns the one lock of the name server ([`Shared::state`]), held only while a request is answered
 //! from memory, never across an await. A broker whose connection closes is dropped at once.
 
+use crate::host::blocking;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -175,7 +176,7 @@ impl Shared {
                 .unwrap_or_else(PoisonError::into_inner)
                 .write(&kv, number)
         };
-        let written = match tokio::task::spawn_blocking(write).await {
+        let written = match blocking(write).await {
             Ok(written) => written,
             Err(error) => Err(io::Error::other(error)),
         };

@@ -1,5 +1,6 @@
 //! Who belongs to the group: forming it, adding learners, changing the voters.
 
+use crate::host::blocking;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
@@ -102,7 +103,7 @@ impl Consensus {
         let work = async move {
             let result = raft.initialize(members).await;
             // openraft answers when it has handed the entry to the log.
-            let flushed = tokio::task::spawn_blocking(move || log.flush()).await;
+            let flushed = blocking(move || log.flush()).await;
             drop(guard);
             (result, flushed)
         };

@@ -1,6 +1,7 @@
 //! openraft's log storage over the commit log: entries go to the segment files, votes and the
 //! committed hint to the vote file. The only state here is a handle; the commit log owns the rest.
 
+use crate::host;
 use std::{
     fmt::Debug,
     io,
@@ -67,7 +68,7 @@ impl LogStore {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, io::Error> {
-    tokio::task::spawn_blocking(work)
+    host::blocking(work)
         .await
         .map_err(io::Error::other)?
         .map_err(storage_error)

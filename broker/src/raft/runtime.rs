@@ -1,4 +1,5 @@
-//! The async runtime handed to openraft: tokio, with one change to very short sleeps.
+//! The async runtime handed to openraft: tokio, with changes to very short sleeps and to random
+//! numbers, which a simulation decides.
 //!
 //! openraft forwards flush completions after a sleep of 1 µs. A tokio timer rounds that up to its
 //! next tick, about a millisecond, during which every acknowledgement of the node would wait.
@@ -15,11 +16,14 @@ use std::{
 use openraft::{AsyncRuntime, OptionalSend};
 use openraft_rt::Instant as _;
 use openraft_rt_tokio::{TokioInstant, TokioRuntime};
+use rand::{SeedableRng, rngs::SmallRng};
+
+use crate::host::random_number;
 
 /// Longest sleep that is replaced by a yield. Unit: time; far below tokio's 1 ms timer tick.
 const SHORT_SLEEP: Duration = Duration::from_micros(50);
 
-/// tokio with yielding short sleeps, see the file comment.
+/// tokio with changes, see the file comment.
 #[derive(Debug)]
 pub(crate) struct RaftRuntime(TokioRuntime);
 
@@ -59,7 +63,7 @@ impl AsyncRuntime for RaftRuntime {
     type TimeoutError = <TokioRuntime as AsyncRuntime>::TimeoutError;
     type Timeout<R, T: Future<Output = R> + OptionalSend> =
         <TokioRuntime as AsyncRuntime>::Timeout<R, T>;
-    type ThreadLocalRng = <TokioRuntime as AsyncRuntime>::ThreadLocalRng;
+    type ThreadLocalRng = SmallRng;
     type Mpsc = <TokioRuntime as AsyncRuntime>::Mpsc;
     type Watch = <TokioRuntime as AsyncRuntime>::Watch;
     type Oneshot = <TokioRuntime as AsyncRuntime>::Oneshot;
@@ -109,7 +113,7 @@ impl AsyncRuntime for RaftRuntime {
     }
 
     fn thread_rng() -> Self::ThreadLocalRng {
-        TokioRuntime::thread_rng()
+        SmallRng::seed_from_u64(random_number())
     }
 
     fn new(threads: usize) -> Self {

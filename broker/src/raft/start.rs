@@ -20,11 +20,16 @@ use super::{
 use crate::{
     checkpoint::{CheckpointWriter, Checkpoints},
     config::RaftConfig,
+    host::simulated,
     net::Listener,
 };
 
-/// A runtime of one thread that lives until the returned sender is dropped.
+/// A runtime of one thread that lives until the returned sender is dropped. A simulation has one
+/// thread for everything.
 pub(super) fn start_runtime() -> Result<(Handle, oneshot::Sender<()>), io::Error> {
+    if simulated(|_| ()).is_some() {
+        return Ok((Handle::current(), oneshot::channel().0));
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()?;
@@ -86,7 +91,7 @@ pub(super) fn raft_machine(
         Arc::clone(&parts.checkpoints),
         Arc::clone(log),
         Arc::clone(parts.machine.index()),
-    )?;
+    );
     let snapshot_target = Arc::new(AtomicU64::new(current_snapshot(log, &parts.checkpoints)));
     let machine = RaftMachine::new(RaftMachineParts {
         machine: Arc::clone(&parts.machine),

@@ -1,5 +1,6 @@
 //! Turns openraft's metrics into this node's role and status.
 
+use crate::host::end_process;
 use std::{
     sync::{
         Arc,
@@ -170,7 +171,7 @@ fn stopped(state: &Result<(), openraft::errors::Fatal<TypeConfig>>, stopping: &A
         tracing::info!("raft stopped");
     } else {
         tracing::error!(?state, "raft failed; the process ends");
-        std::process::abort();
+        end_process("raft failed");
     }
 }
 

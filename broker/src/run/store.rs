@@ -1,23 +1,18 @@
-//! Opens the data folder and starts the threads that write it.
+//! Opens the data folder.
 
-use std::{
-    hash::{BuildHasher, RandomState},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use raftmq_state::State;
 use raftmq_store::{
-    CommitLog, Disk, FORMAT_VERSION, FlushOutcome, FlushPolicy, Flusher, Identity, LogConfig,
-    LogId, PreallocOutcome, Preallocator, StoreError, index::QueueIndex,
+    CommitLog, Disk, FORMAT_VERSION, FlushPolicy, Flusher, Identity, LogConfig, LogId,
+    Preallocator, StoreError, index::QueueIndex,
 };
 
 use super::RunError;
 use crate::{
     checkpoint::{Checkpoints, MembershipRecord, Restored},
     config::{BrokerConfig, FlushDiskType},
-    metrics::Metrics,
+    host::random_number,
 };
 
 /// The opened data folder.
@@ -70,6 +65,7 @@ fn open_folders(
                 interval: Duration::from_millis(config.flush_interval_commit_log_ms),
             },
         },
+        now: || tokio::time::Instant::now().into_std(),
         ..LogConfig::new(&config.store_commitlog)
     };
     let position = match &restored {
@@ -116,15 +112,9 @@ fn open_folders(
     })
 }
 
-/// 128 random bits as hexadecimal digits: two disks never get the same ones. The keys of the
-/// standard library's hashes are random numbers of the system.
+/// 128 random bits as hexadecimal digits: two disks never get the same ones.
 fn new_incarnation() -> String {
-    let random = RandomState::new();
-    format!(
-        "{:016x}{:016x}",
-        random.hash_one(0_u8),
-        random.hash_one(1_u8)
-    )
+    format!("{:016x}{:016x}", random_number(), random_number())
 }
 
 /// Opens the consume queue that belongs to the restored checkpoint. When it is damaged and the
@@ -157,52 +147,6 @@ fn open_index(
         }
         Err(error) => Err(error),
     }
-}
-
-/// The flush thread and the preallocation thread. Either one's failure ends the process: a node
-/// that cannot write must not answer as if it could.
-pub(super) fn start_disk_threads(
-    mut flusher: Flusher,
-    mut preallocator: Preallocator,
-    metrics: &Arc<Metrics>,
-) -> Result<(), RunError> {
-    let metrics = Arc::clone(metrics);
-    std::thread::Builder::new()
-        .name("flush".into())
-        .spawn(move || {
-            loop {
-                match flusher.run_once() {
-                    FlushOutcome::Flushed { bytes, took, .. } => metrics.flushed(bytes, took),
-                    FlushOutcome::Idle => {}
-                    FlushOutcome::Stopped => return,
-                    FlushOutcome::Failed(reason) => {
-                        tracing::error!(reason, "the log cannot be written; the process ends");
-                        std::process::abort();
-                    }
-                }
-            }
-        })?;
-    std::thread::Builder::new()
-        .name("preallocate".into())
-        .spawn(move || {
-            let mut works = true;
-            loop {
-                match preallocator.run_once() {
-                    PreallocOutcome::Stopped => return,
-                    PreallocOutcome::Failed(error) => {
-                        // The log lives on the ground it has, and then grows as it is written. Once
-                        // is enough to know: it is tried again whenever there is space.
-                        if works {
-                            tracing::warn!(%error, "fill the log ahead");
-                        }
-                        works = false;
-                    }
-                    PreallocOutcome::Filled(0) => {}
-                    PreallocOutcome::Filled(_) => works = true,
-                }
-            }
-        })?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -210,6 +210,7 @@ pub(crate) async fn serve(
     let (mut reader, writer) = frame_io::open(stream, CONNECTION_IDLE_TIMEOUT);
     let mut write = pin!(write(&connection, writer));
     let ended = tokio::select! {
+        biased;
         result = read(&connection, &mut reader, dispatch) => Some(result),
         result = &mut write => Some(result),
         // A sender that is gone means the same as a stop.

@@ -94,8 +94,11 @@ impl Preallocator {
         self.fulfil(requests)
     }
 
-    /// Fulfils what was asked for so far, without waiting.
+    /// As [`Preallocator::run_once`], but without waiting.
     pub fn run_ready(&mut self) -> PreallocOutcome {
+        if self.log.is_closed() {
+            return PreallocOutcome::Stopped;
+        }
         let requests = std::mem::take(&mut *self.log.prealloc.requests());
         self.fulfil(requests)
     }

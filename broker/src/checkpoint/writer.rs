@@ -1,0 +1,132 @@
+//! Writes checkpoints beside the apply task that takes them.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use raftmq_store::{CommitLog, index::QueueIndex};
+use tokio::{sync::mpsc, time::sleep};
+
+use super::{Checkpoints, Job, is_flushed};
+use crate::host::blocking;
+
+/// Jobs that may wait for the writer. Beyond it no checkpoint is taken: the next one covers it.
+const JOBS_MAX: usize = 4;
+/// Runs of the index are merged only while the disk is not fuller: a merge needs as much space as
+/// its runs have. Unit: percent.
+const MERGE_USED_MAX: u8 = 90;
+/// Pause between looks at the flushed index, and how often to look before giving up.
+const FLUSH_WAIT: Duration = Duration::from_millis(2);
+/// See [`FLUSH_WAIT`].
+const FLUSH_WAITS_MAX: u32 = 5_000;
+
+/// Hands checkpoints to the task that writes them.
+#[derive(Clone, Debug)]
+pub(crate) struct CheckpointWriter {
+    jobs: mpsc::Sender<Job>,
+    /// Jobs queued or being written.
+    pending: Arc<AtomicUsize>,
+}
+
+#[derive(Clone)]
+struct Files {
+    checkpoints: Arc<Checkpoints>,
+    log: Arc<CommitLog>,
+    index: Arc<QueueIndex>,
+}
+
+impl CheckpointWriter {
+    /// Starts the writer; it ends when the last handle is dropped.
+    pub(crate) fn start(
+        checkpoints: Arc<Checkpoints>,
+        log: Arc<CommitLog>,
+        index: Arc<QueueIndex>,
+    ) -> Self {
+        let files = Files {
+            checkpoints,
+            log,
+            index,
+        };
+        let (jobs, mut inbox) = mpsc::channel::<Job>(JOBS_MAX);
+        let pending = Arc::new(AtomicUsize::new(0));
+        let done = Arc::clone(&pending);
+        tokio::spawn(async move {
+            files.run(|files| files.checkpoints.hold_reserve()).await;
+            while let Some(job) = inbox.recv().await {
+                let at = job.id.index;
+                if files.until_flushed(at).await {
+                    files.run(move |files| files.write(job)).await;
+                } else {
+                    tracing::error!(index = at, "a checkpoint's entry is not flushed after 10 s");
+                }
+                done.fetch_sub(1, Ordering::SeqCst);
+                files.run(Files::tidy).await;
+            }
+        });
+        Self { jobs, pending }
+    }
+
+    /// Whether nothing is queued or being written.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.pending.load(Ordering::SeqCst) == 0
+    }
+
+    /// Whether [`submit`](Self::submit) would accept a job. There is one submitter, the apply task.
+    pub(crate) fn has_room(&self) -> bool {
+        self.pending.load(Ordering::SeqCst) < JOBS_MAX
+    }
+
+    /// Queues `job`. The caller has seen [`has_room`](Self::has_room), so that no frozen index
+    /// memory is ever dropped unwritten.
+    pub(crate) fn submit(&self, job: Job) {
+        self.pending.fetch_add(1, Ordering::SeqCst);
+        if self.jobs.try_send(job).is_err() {
+            self.pending.fetch_sub(1, Ordering::SeqCst);
+            tracing::error!("checkpoint writer is gone; a restart will begin from an older one");
+        }
+    }
+}
+
+impl Files {
+    /// Does work on the files away from tasks that must not wait for the disk.
+    async fn run(&self, work: impl FnOnce(&Self) + Send + 'static) {
+        let files = self.clone();
+        if let Err(error) = blocking(move || work(&files)).await {
+            tracing::error!(%error, "write checkpoints");
+        }
+    }
+
+    /// Waits until the entry at `index` is flushed; false when it takes too long.
+    async fn until_flushed(&self, index: u64) -> bool {
+        for _ in 0..FLUSH_WAITS_MAX {
+            if is_flushed(&self.log, index) {
+                return true;
+            }
+            sleep(FLUSH_WAIT).await;
+        }
+        false
+    }
+
+    fn write(&self, job: Job) {
+        let index = job.id.index;
+        match self.checkpoints.write(job, &self.log, &self.index) {
+            Ok(()) => tracing::debug!(index, "wrote checkpoint"),
+            // Not fatal: a restart begins from an older checkpoint.
+            Err(error) => tracing::error!(index, %error, "write checkpoint"),
+        }
+    }
+
+    fn tidy(&self) {
+        let space = self.checkpoints.space().unwrap_or_default();
+        if space.used_percent() <= MERGE_USED_MAX
+            && let Err(error) = self.index.merge_step()
+        {
+            tracing::error!(%error, "merge index runs");
+        }
+        self.checkpoints.hold_reserve();
+    }
+}

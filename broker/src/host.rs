@@ -1,0 +1,105 @@
+//! What a process takes from its machine: network, wall clock and disk by [`Host`], and threads,
+//! random numbers and its own end by the functions of this file. A simulation puts its own in place
+//! of all of them; many processes then share one thread, and one seed decides everything.
+
+use std::{
+    cell::RefCell,
+    fmt::Debug,
+    hash::{BuildHasher, RandomState},
+    rc::Rc,
+    sync::Arc,
+    time::Duration,
+};
+
+use raftmq_store::{Disk, RealDisk};
+use tokio::{task::JoinError, time::sleep};
+
+use crate::{
+    clock::{Clock, SystemClock},
+    net::{Net, TcpNet},
+};
+
+/// Network, wall clock and disk of a process.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// Network.
+    pub net: Arc<dyn Net>,
+    /// Wall clock.
+    pub clock: Arc<dyn Clock>,
+    /// Disk that holds the data folder.
+    pub disk: Arc<dyn Disk>,
+}
+
+impl Host {
+    /// The real ones.
+    #[must_use]
+    pub fn of_this_machine() -> Self {
+        Self {
+            net: Arc::new(TcpNet),
+            clock: Arc::new(SystemClock),
+            disk: Arc::new(RealDisk),
+        }
+    }
+}
+
+/// Stands in for the operating system under a simulated process.
+pub trait Simulation {
+    /// The next random number.
+    fn number(&self) -> u64;
+
+    /// How long the disk takes for what is asked of it now.
+    fn disk_pause(&self) -> Duration;
+
+    /// The process has ended itself. Nothing that it does from now on may have an effect.
+    fn end_process(&self, reason: &str);
+}
+
+thread_local! {
+    static SIMULATION: RefCell<Option<Rc<dyn Simulation>>> = const { RefCell::new(None) };
+}
+
+/// Runs `work` as part of a simulated process; its tasks must stay on this thread.
+pub fn simulate<T>(simulation: Rc<dyn Simulation>, work: impl FnOnce() -> T) -> T {
+    struct Restore(Option<Rc<dyn Simulation>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            SIMULATION.set(self.0.take());
+        }
+    }
+    let _restore = Restore(SIMULATION.replace(Some(simulation)));
+    work()
+}
+
+/// Asks the simulation that this thread runs, if it runs one.
+pub(crate) fn simulated<T>(ask: impl FnOnce(&dyn Simulation) -> T) -> Option<T> {
+    let simulation = SIMULATION.with_borrow(Option::clone)?;
+    Some(ask(&*simulation))
+}
+
+/// Runs work that waits for the disk on a thread where nothing else waits for it.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, JoinError> {
+    match simulated(|simulation| simulation.disk_pause()) {
+        None => tokio::task::spawn_blocking(work).await,
+        Some(pause) => {
+            if !pause.is_zero() {
+                sleep(pause).await;
+            }
+            Ok(work())
+        }
+    }
+}
+
+/// A number nobody can guess. The keys of the standard library's hashes are random numbers of the
+/// system.
+pub(crate) fn random_number() -> u64 {
+    simulated(|simulation| simulation.number()).unwrap_or_else(|| RandomState::new().hash_one(0_u8))
+}
+
+/// Ends the process at once: what it has in memory must not reach the disk or anybody any more.
+pub(crate) fn end_process(reason: &str) {
+    if simulated(|simulation| simulation.end_process(reason)).is_none() {
+        std::process::abort();
+    }
+}
