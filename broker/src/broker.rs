@@ -117,6 +117,15 @@ impl Broker {
             .is_some_and(|consensus| consensus.role().borrow().serving)
     }
 
+    /// Whether this node serves and a quorum confirms it: what it has applied is all that was
+    /// acknowledged to anybody.
+    pub(crate) async fn serves_for_certain(&self) -> bool {
+        match self.consensus() {
+            Some(consensus) => self.is_serving() && consensus.confirm_leadership().await,
+            None => false,
+        }
+    }
+
     /// Waits until this node serves, so that tasks of the leader cost a follower nothing. Returns
     /// at once when the process is stopping.
     pub(crate) async fn until_serving(&self) {

@@ -70,7 +70,9 @@ pub(super) async fn pull(broker: &Arc<Broker>, request: &Request) -> Handled {
     if found.may_wait(broker, &pull) && !pull.suspend.is_zero() {
         found = wait(broker, request, &pull, &target).await?;
     }
-    if found.is_moved(&pull) && !broker.is_serving() {
+    if found.is_moved(&pull) && broker.serves_for_certain().await {
+        found = read(broker, &pull, &target)?;
+    } else if found.is_moved(&pull) {
         if let Some(response) = ask_leader(broker, request, &pull).await {
             return Ok(response);
         }

@@ -31,7 +31,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use openraft::{Raft, async_runtime::watch::WatchReceiver, errors::ClientWriteError};
+use openraft::{Raft, ReadPolicy, async_runtime::watch::WatchReceiver, errors::ClientWriteError};
 use raftmq_remoting::RemotingCommand;
 use raftmq_state::Reply;
 use raftmq_store::CommitLog;
@@ -63,6 +63,7 @@ use crate::{
     checkpoint::{Checkpoints, MembershipRecord},
     config::{GroupFormation, RaftConfig},
     disk_guard::{RoomLimits, room},
+    host::blocking,
     machine::Machine,
     metrics::Metrics,
     net::{Listener, Net},
@@ -78,6 +79,9 @@ const TRANSFER_POLL: Duration = Duration::from_millis(1);
 /// How long the answer of a deposed leader is waited for once its successor is known. One that hands
 /// over answers what it has taken within milliseconds.
 const LATE_ANSWER_MAX: Duration = Duration::from_millis(300);
+/// Longest wait for a quorum to confirm that this node leads. A quorum that is there answers within
+/// milliseconds.
+const CONFIRM_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pause between two questions whether Raft still answers.
 const PULSE_PAUSE: Duration = Duration::from_secs(1);
 /// Longest wait for Raft to turn a checkpoint into its snapshot, and then to purge the log.
@@ -324,6 +328,13 @@ impl Consensus {
         }
     }
 
+    /// Whether a quorum confirms that this node leads now. A leader that was cut off or paused does
+    /// not know at once that it was replaced: until then it would answer with what was true before.
+    pub(crate) async fn confirm_leadership(&self) -> bool {
+        let confirmed = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
+        matches!(timeout(CONFIRM_TIMEOUT, confirmed).await, Ok(Ok(_)))
+    }
+
     /// Sends a client's request to the current leader.
     ///
     /// # Errors
@@ -432,7 +443,7 @@ impl Consensus {
         let fatal =
             |error: openraft::errors::Fatal<TypeConfig>| ChangeError::Raft(error.to_string());
         let checkpoints = Arc::clone(&self.checkpoints);
-        let verified = tokio::task::spawn_blocking(move || checkpoints.verify(index)).await;
+        let verified = blocking(move || checkpoints.verify(index)).await;
         let invalid = |error: String| ChangeError::Invalid(format!("checkpoint {index}: {error}"));
         verified
             .map_err(|error| invalid(error.to_string()))?

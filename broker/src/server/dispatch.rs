@@ -162,6 +162,18 @@ async fn handle(broker: &Arc<Broker>, request: &Request) -> Option<RemotingComma
     }
 }
 
+/// Whether the answer of a leader that was replaced without knowing it would send a consumer back.
+/// What changes something needs no question: it is not committed then.
+fn must_be_current(code: RequestCode) -> bool {
+    matches!(
+        code,
+        RequestCode::QUERY_CONSUMER_OFFSET
+            | RequestCode::SEARCH_OFFSET_BY_TIMESTAMP
+            | RequestCode::GET_MAX_OFFSET
+            | RequestCode::GET_ALL_CONSUMER_OFFSET
+    )
+}
+
 /// Whether carrying a request out twice does no harm.
 fn is_repeatable(code: RequestCode) -> bool {
     !send::is_send(code)
@@ -180,7 +192,11 @@ fn no_leader(command: &RemotingCommand) -> RemotingCommand {
 
 /// Handles a request on the serving leader; `None` = it stopped serving before anything was done.
 async fn serve(broker: &Arc<Broker>, request: &Request) -> Option<RemotingCommand> {
-    let response = if send::is_send(RequestCode(request.command.code)) {
+    let code = RequestCode(request.command.code);
+    if must_be_current(code) && !broker.serves_for_certain().await {
+        return None;
+    }
+    let response = if send::is_send(code) {
         send_and_wait(broker, request).await?
     } else {
         handler::handle(broker, request).await
@@ -262,21 +278,22 @@ async fn wait_for_leader(broker: &Broker, deadline: Instant) -> bool {
     };
     let mut role = consensus.role();
     let known = role.borrow_and_update().clone();
+    // False: Raft has stopped, so the process is stopping, and no leader will ever be known here.
     let pause = async {
         if known.serving || known.leader.is_some() {
             // Somebody leads, but did not take it: try again shortly, or at a change.
             tokio::select! {
-                () = sleep(RETRY_PAUSE) => {}
-                _ = role.changed() => {}
+                biased;
+                () = sleep(RETRY_PAUSE) => true,
+                changed = role.changed() => changed.is_ok(),
             }
         } else {
-            // An error means that the process is stopping.
-            let _ = role
-                .wait_for(|role| role.serving || role.leader.is_some())
-                .await;
+            role.wait_for(|role| role.serving || role.leader.is_some())
+                .await
+                .is_ok()
         }
     };
-    timeout_at(deadline, pause).await.is_ok() && Instant::now() < deadline
+    timeout_at(deadline, pause).await == Ok(true) && Instant::now() < deadline
 }
 
 /// Counts the bytes of a request that waits for a leader.
