@@ -137,6 +137,16 @@ impl SimDisk {
         self.lock_inner().changes.clone().unwrap_or_default()
     }
 
+    /// Every change since the last call.
+    pub fn take_changes(&self) -> Vec<Change> {
+        let mut inner = self.lock_inner();
+        inner
+            .changes
+            .as_mut()
+            .map(std::mem::take)
+            .unwrap_or_default()
+    }
+
     /// Every file by its name, as programs see it.
     pub fn files(&self) -> Vec<(PathBuf, Vec<u8>)> {
         let inner = self.lock_inner();
@@ -154,6 +164,11 @@ impl SimDisk {
     /// Lets some operations fail; each rule counts for itself.
     pub fn fail(&self, rule: Rule) {
         self.lock_inner().faults.add(rule);
+    }
+
+    /// Lets everything go well again, and as much be stored as is wanted.
+    pub fn clear_faults(&self) {
+        self.lock_inner().faults.clear();
     }
 
     /// How many operations have failed, for want of space or by a rule.

@@ -62,6 +62,13 @@ impl Faults {
         self.rules.push(rule);
     }
 
+    pub(super) fn clear(&mut self) {
+        *self = Self {
+            failures: self.failures,
+            ..Self::default()
+        };
+    }
+
     pub(super) fn misdirect(&mut self, path: &str, offset: u64) {
         let path = path.to_owned();
         self.misdirection = Some(Misdirection { path, offset });

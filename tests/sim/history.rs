@@ -75,6 +75,8 @@ pub struct Drain {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct History {
     now: Moment,
+    /// Old messages may be deleted: queues then begin later, on each replica as it comes.
+    pub deletes: bool,
     /// Attempts to send, in the order of their ends.
     pub sends: Vec<Send>,
     /// Pulls.

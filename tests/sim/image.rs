@@ -98,6 +98,19 @@ pub enum Crash {
 }
 
 impl Standing {
+    /// A disk with these files, all of it durable, and how it stands. It writes down its changes.
+    pub fn settled(files: impl IntoIterator<Item = (PathBuf, Vec<u8>)>) -> (SimDisk, Self) {
+        let mut standing = Self::default();
+        for (path, durable) in files {
+            standing.durable_names.insert(path, standing.files.len());
+            standing.files.push(File {
+                durable,
+                ..File::default()
+            });
+        }
+        (standing.resume().0, standing)
+    }
+
     /// Takes in the next change.
     pub fn apply(&mut self, change: &Change) {
         match change {

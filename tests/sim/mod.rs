@@ -1,9 +1,18 @@
 //! Simulated parts of a machine, for tests that decide what fails and when, and what judges the
 //! history that their clients write down.
 
+pub mod client;
+pub mod cluster;
 pub mod disk;
 pub mod faults;
 pub mod history;
 pub mod image;
+pub mod log;
+pub mod nemesis;
+pub mod net;
+pub mod node;
 pub mod oracle;
 pub mod random;
+pub mod replicas;
+pub mod trial;
+pub mod workload;

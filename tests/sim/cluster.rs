@@ -1,0 +1,185 @@
+//! A simulated cluster: nodes, network and clients under one clock, all on the caller's thread.
+//!
+//! Time passes in steps of two milliseconds. In each, what is due arrives, then the processes do what
+//! there is to do, one after the other. What one sends reaches another in a later step, so that the
+//! order of the processes within a step has no meaning.
+
+use std::sync::Arc;
+
+use raftmq::net::Net;
+use tokio::runtime::Runtime;
+use tokio::time::Instant;
+
+use super::net::{HostId, Network, Way};
+use super::node::{Node, NodeSettings};
+use super::random::Random;
+
+/// How much passes in a step; nothing on the network is faster. Unit: ms.
+pub const STEP_MS: u64 = 2;
+/// Host of all clients.
+pub const CLIENTS: HostId = 100;
+/// After how long a process that ended is started again: at least, and at most so much later.
+const RESTART_MS: (u64, u64) = (200, 3_000);
+/// How often what was written is taken out of the memory of the disks. Unit: ms.
+const SETTLE_MS: u64 = 10_000;
+
+/// See the file comment.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Time since the beginning. Unit: ms.
+    pub now_ms: u64,
+    /// Network.
+    pub network: Network,
+    /// Nodes; the first has number 1.
+    pub nodes: Vec<Node>,
+    /// When each node is started again, when it is down.
+    restarts_ms: Vec<Option<u64>>,
+    /// Until when each node gets no processor time.
+    paused_until_ms: Vec<u64>,
+    clients: Runtime,
+    clients_now: Instant,
+    /// Network of the clients.
+    pub clients_net: Arc<dyn Net>,
+    random: Random,
+    /// Why processes ended, of their own accord.
+    pub ends: Vec<(u64, HostId, String)>,
+}
+
+impl Cluster {
+    /// A cluster whose nodes start at once.
+    pub fn new(settings: NodeSettings, seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let network = Network::new(random.number());
+        let ids = 1..=settings.nodes;
+        let nodes: Vec<Node> = ids
+            .map(|id| Node::new(id, settings, &network, random.number()))
+            .collect();
+        let builder = &mut tokio::runtime::Builder::new_current_thread();
+        let clients = builder.enable_time().start_paused(true).build();
+        let clients = clients.expect("a runtime without drivers");
+        let clients_now = {
+            let _entered = clients.enter();
+            Instant::now()
+        };
+        Self {
+            now_ms: 0,
+            restarts_ms: vec![Some(0); nodes.len()],
+            paused_until_ms: vec![0; nodes.len()],
+            nodes,
+            clients,
+            clients_now,
+            clients_net: network.start(CLIENTS),
+            network,
+            random,
+            ends: Vec::new(),
+        }
+    }
+
+    /// Runs something that starts tasks of clients.
+    pub fn with_clients<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _entered = self.clients.enter();
+        work()
+    }
+
+    /// Lets a step of time pass.
+    pub fn step(&mut self) {
+        self.now_ms += STEP_MS;
+        let now_ms = self.now_ms;
+        self.network.advance_to(now_ms);
+        for at in 0..self.nodes.len() {
+            if self.restarts_ms[at].is_some_and(|due| due <= now_ms) {
+                self.restarts_ms[at] = None;
+                self.nodes[at].start();
+            }
+            // A process that was stopped finds that all this time has passed at once.
+            let node = &mut self.nodes[at];
+            let ended = if self.paused_until_ms[at] > now_ms {
+                None
+            } else {
+                node.run(STEP_MS)
+            };
+            if now_ms.is_multiple_of(SETTLE_MS) {
+                node.settle();
+            }
+            if let Some(reason) = ended {
+                let id = node.id;
+                self.ends.push((now_ms, id, reason));
+                self.restart_later(at);
+            }
+        }
+        self.clients_now += std::time::Duration::from_millis(STEP_MS);
+        let until = self.clients_now;
+        self.clients
+            .block_on(async { tokio::time::sleep_until(until).await });
+    }
+
+    /// Lets time pass until `done` or for so long; whether it was done.
+    pub fn step_until(&mut self, most_ms: u64, mut done: impl FnMut(&mut Self) -> bool) -> bool {
+        for _ in 0..most_ms / STEP_MS {
+            if done(self) {
+                return true;
+            }
+            self.step();
+        }
+        done(self)
+    }
+
+    /// Lets a task of clients run to its end, for so long at most.
+    pub fn await_client<T: Send + 'static>(
+        &mut self,
+        most_ms: u64,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        let mut task = self.with_clients(|| tokio::spawn(task));
+        let finished = self.step_until(most_ms, |_| task.is_finished());
+        finished.then(|| {
+            let ended = self.clients.block_on(&mut task);
+            ended.expect("a panic ends the simulation")
+        })
+    }
+
+    /// Starts a node that is down after a random while.
+    pub fn restart_later(&mut self, at: usize) {
+        let after = RESTART_MS.0 + self.random.below(RESTART_MS.1);
+        self.restarts_ms[at] = Some(self.now_ms + after);
+    }
+
+    /// Starts a node that is down at this time.
+    pub fn restart_at(&mut self, at: usize, when_ms: u64) {
+        self.restarts_ms[at] = Some(when_ms);
+    }
+
+    /// Gives a node no processor time for so long.
+    pub fn pause(&mut self, at: usize, ms: u64) {
+        self.paused_until_ms[at] = self.now_ms + ms;
+    }
+
+    /// Makes every way from one host to another good.
+    pub fn free_ways(&self) {
+        self.spoil_ways(Way::default());
+    }
+
+    /// Makes every way from one host to another like this one.
+    pub fn spoil_ways(&self, way: Way) {
+        let hosts = || self.nodes.iter().map(|node| node.id).chain([CLIENTS]);
+        for from in hosts() {
+            for to in hosts() {
+                self.network.set_way(from, to, way);
+            }
+        }
+    }
+
+    /// Ends everything that nemeses have set, and starts what is down.
+    pub fn heal(&mut self) {
+        self.free_ways();
+        for at in 0..self.nodes.len() {
+            self.paused_until_ms[at] = 0;
+            self.nodes[at].slow = std::time::Duration::ZERO;
+            self.nodes[at].pace = 1_000;
+            self.nodes[at].clear_faults();
+            if !self.nodes[at].is_up() && self.restarts_ms[at].is_none() {
+                self.restart_later(at);
+            }
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! What goes wrong in a simulated cluster, when and for how long: one seed decides.
+//!
+//! Faults overlap as chance has it. What was promised must hold whatever happens; only that
+//! something can be done at all is asked for after everything has healed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::cluster::{CLIENTS, Cluster};
+use super::faults::{Operation, Rule};
+use super::image::Crash;
+use super::net::{HostId, Way};
+use super::node::End;
+use super::random::Random;
+
+/// A kind of fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// A process is killed.
+    Kill,
+    /// A machine loses its power, and what was not synced is kept, lost or torn.
+    PowerCut,
+    /// All machines lose their power at once.
+    PowerCutOfAll,
+    /// A process is asked to stop: a leader hands over.
+    Stop,
+    /// A process gets no processor time.
+    Pause,
+    /// A disk takes long for everything.
+    SlowDisk,
+    /// A machine reaches nobody, and nobody reaches it.
+    CutOff,
+    /// One machine does not reach another, which reaches it.
+    OneWay,
+    /// Two machines do not reach each other; the third reaches both.
+    Bridge,
+    /// Segments take long, and some are lost.
+    BadNetwork,
+    /// A wall clock jumps.
+    ClockJump,
+    /// The time of a machine passes faster or slower.
+    ClockDrift,
+    /// A read, a write or a sync fails.
+    InputOutputError,
+    /// A disk is full.
+    DiskFull,
+}
+
+/// Every kind, and how often it is chosen among all.
+const FAULTS: [(Fault, u64); 14] = [
+    (Fault::Kill, 6),
+    (Fault::PowerCut, 6),
+    (Fault::PowerCutOfAll, 2),
+    (Fault::Stop, 3),
+    (Fault::Pause, 4),
+    (Fault::SlowDisk, 3),
+    (Fault::CutOff, 4),
+    (Fault::OneWay, 4),
+    (Fault::Bridge, 3),
+    (Fault::BadNetwork, 3),
+    (Fault::ClockJump, 2),
+    (Fault::ClockDrift, 2),
+    (Fault::InputOutputError, 3),
+    (Fault::DiskFull, 2),
+];
+
+/// How something is made good again.
+#[derive(Debug, Clone, Copy)]
+enum Cure {
+    Ways,
+    Disk(usize),
+    Pace(usize),
+    Clock(usize),
+}
+
+/// Chooses faults and their ends.
+#[derive(Debug)]
+pub struct Nemesis {
+    random: Random,
+    /// Mean time between two faults. Unit: ms.
+    mean_ms: u64,
+    next_ms: u64,
+    cures: BTreeMap<(u64, u64), Cure>,
+    /// How often each kind was done.
+    pub done: BTreeMap<Fault, u64>,
+}
+
+impl Nemesis {
+    /// A nemesis that does something every `mean_ms` or so.
+    pub fn new(seed: u64, mean_ms: u64) -> Self {
+        Self {
+            random: Random::new(seed),
+            mean_ms,
+            next_ms: mean_ms,
+            cures: BTreeMap::new(),
+            done: BTreeMap::new(),
+        }
+    }
+
+    /// Does what is due now.
+    pub fn act(&mut self, cluster: &mut Cluster) {
+        while let Some(entry) = self.cures.first_entry() {
+            if entry.key().0 > cluster.now_ms {
+                break;
+            }
+            let cure = entry.remove();
+            self.heal(cluster, cure);
+        }
+        if cluster.now_ms >= self.next_ms {
+            self.next_ms = cluster.now_ms + 1 + self.random.below(2 * self.mean_ms);
+            let fault = self.choose();
+            if self.strike(cluster, fault) {
+                *self.done.entry(fault).or_default() += 1;
+            }
+        }
+    }
+
+    fn choose(&mut self) -> Fault {
+        let all: u64 = FAULTS.iter().map(|(_, weight)| weight).sum();
+        let mut left = self.random.below(all);
+        for (fault, weight) in FAULTS {
+            if left < weight {
+                return fault;
+            }
+            left -= weight;
+        }
+        Fault::Kill
+    }
+
+    fn later(&mut self, cluster: &Cluster, (least_ms, most_ms): (u64, u64), cure: Cure) {
+        let at_ms = cluster.now_ms + least_ms + self.random.below(most_ms - least_ms);
+        let number = self.random.number();
+        self.cures.insert((at_ms, number), cure);
+    }
+
+    fn heal(&mut self, cluster: &mut Cluster, cure: Cure) {
+        match cure {
+            Cure::Ways => cluster.free_ways(),
+            Cure::Disk(at) => {
+                cluster.nodes[at].slow = Duration::ZERO;
+                cluster.nodes[at].clear_faults();
+            }
+            Cure::Pace(at) => cluster.nodes[at].pace = 1_000,
+            Cure::Clock(at) => cluster.nodes[at].set_clock(0),
+        }
+    }
+
+    /// Does one thing; false when it makes no sense now.
+    fn strike(&mut self, cluster: &mut Cluster, fault: Fault) -> bool {
+        let at = self.random.below(cluster.nodes.len() as u64) as usize;
+        let other = (at + 1 + self.random.below(cluster.nodes.len() as u64 - 1) as usize)
+            % cluster.nodes.len();
+        if matches!(
+            fault,
+            Fault::Kill | Fault::PowerCut | Fault::Stop | Fault::Pause
+        ) && !cluster.nodes[at].is_up()
+        {
+            return false;
+        }
+        match fault {
+            Fault::Kill => self.end(cluster, at, End::Killed),
+            Fault::PowerCut => {
+                let crash = self.crash();
+                self.end(cluster, at, End::PowerCut(crash));
+            }
+            Fault::PowerCutOfAll => {
+                for at in 0..cluster.nodes.len() {
+                    let crash = self.crash();
+                    if cluster.nodes[at].is_up() {
+                        self.end(cluster, at, End::PowerCut(crash));
+                    }
+                }
+            }
+            Fault::Stop => cluster.nodes[at].ask_to_stop(),
+            Fault::Pause => {
+                let ms = 100 + self.random.below(6_000);
+                cluster.pause(at, ms);
+            }
+            Fault::SlowDisk => {
+                let ms = [5, 50, 600, 5_000][self.random.below(4) as usize];
+                cluster.nodes[at].slow = Duration::from_millis(ms);
+                self.later(cluster, (1_000, 10_000), Cure::Disk(at));
+            }
+            Fault::CutOff | Fault::OneWay | Fault::Bridge | Fault::BadNetwork => {
+                self.strike_network(cluster, fault, at, other);
+                self.later(cluster, (500, 12_000), Cure::Ways);
+            }
+            Fault::ClockJump => {
+                let ms = self.random.below(1_200_000) as i64 - 600_000;
+                cluster.nodes[at].set_clock(ms);
+                self.later(cluster, (5_000, 60_000), Cure::Clock(at));
+            }
+            Fault::ClockDrift => {
+                cluster.nodes[at].pace = 900 + self.random.below(200);
+                self.later(cluster, (5_000, 60_000), Cure::Pace(at));
+            }
+            Fault::InputOutputError => self.fail_operation(cluster, at),
+            Fault::DiskFull => {
+                let disk = cluster.nodes[at].disk();
+                let room = self.random.below(100_000);
+                disk.set_quota(Some(disk.used_bytes() + room));
+                self.later(cluster, (2_000, 20_000), Cure::Disk(at));
+            }
+        }
+        true
+    }
+
+    fn end(&mut self, cluster: &mut Cluster, at: usize, end: End) {
+        cluster.nodes[at].kill(end);
+        cluster.restart_later(at);
+    }
+
+    fn crash(&mut self) -> Crash {
+        match self.random.below(6) {
+            0 => Crash::Kept,
+            1 | 2 => Crash::Lost,
+            3 => Crash::Torn {
+                at: self.random.below(4) as usize,
+                end: self.random.once_in(2),
+            },
+            _ => Crash::Some(self.random.number()),
+        }
+    }
+
+    fn strike_network(&mut self, cluster: &Cluster, fault: Fault, at: usize, other: usize) {
+        let (own, other) = (cluster.nodes[at].id, cluster.nodes[other].id);
+        let cut = |from: HostId, to: HostId| {
+            let way = cluster.network.way(from, to);
+            cluster.network.set_way(from, to, Way { cut: true, ..way });
+        };
+        match fault {
+            Fault::CutOff => {
+                let clients_too = self.random.once_in(2).then_some(CLIENTS);
+                let nodes = cluster.nodes.iter().map(|node| node.id);
+                for host in nodes.filter(|id| *id != own).chain(clients_too) {
+                    cut(own, host);
+                    cut(host, own);
+                }
+            }
+            Fault::OneWay => {
+                for host in cluster.nodes.iter().map(|node| node.id) {
+                    let meant = host == other || self.random.once_in(2);
+                    if meant && host != own {
+                        cut(own, host);
+                    }
+                }
+            }
+            Fault::Bridge => {
+                cut(own, other);
+                cut(other, own);
+            }
+            _ => {
+                let most = 5 + self.random.below(150);
+                let loses_one_in = [0, 50, 8][self.random.below(3) as usize];
+                cluster.spoil_ways(Way {
+                    cut: false,
+                    latency_ms: (2, most),
+                    loses_one_in,
+                });
+            }
+        }
+    }
+
+    fn fail_operation(&mut self, cluster: &mut Cluster, at: usize) {
+        let operation =
+            [Operation::Read, Operation::Write, Operation::Sync][self.random.below(3) as usize];
+        let path =
+            ["", "commitlog", "vote", "checkpoint", "consumequeue"][self.random.below(5) as usize];
+        cluster.nodes[at].disk().fail(Rule {
+            operation,
+            path: path.to_owned(),
+            after: self.random.below(20),
+            times: 1 + self.random.below(2),
+        });
+        self.later(cluster, (1_000, 10_000), Cure::Disk(at));
+    }
+}

@@ -1,0 +1,299 @@
+//! One seed: a cluster lives through faults, heals, and everything that was promised is looked at.
+
+use std::collections::BTreeMap;
+
+use raftmq::config::FlushDiskType;
+
+use super::client::{Client, Pulled};
+use super::cluster::Cluster;
+use super::history::{Drain, Outcome};
+use super::nemesis::{Fault, Nemesis};
+use super::node::{End, NodeSettings};
+use super::oracle;
+use super::random::Random;
+use super::replicas;
+use super::workload::{Load, Workload};
+
+/// How long a cluster may take until everything can be done again after all faults have ended.
+/// Machines start within 3.2 s; a connection learns within 3 s that nobody is there; a leader takes
+/// less than a second. Unit: ms.
+const RECOVERY_MS: u64 = 15_000;
+/// How long replicas may take to have everything that the leader has, when nobody sends. Unit: ms.
+const CATCH_UP_MS: u64 = 20_000;
+/// How long reading all of it may take. Unit: ms.
+const DRAIN_MS: u64 = 600_000;
+/// How long clients may take to end what they are doing. Unit: ms.
+const CLIENTS_END_MS: u64 = 10_000;
+/// Ids of messages that ask whether a cluster works.
+const PROBES_FROM: u64 = 1 << 40;
+
+/// What is to be simulated.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// Decides everything.
+    pub seed: u64,
+    /// How long there are faults. Unit: ms.
+    pub faults_ms: u64,
+}
+
+/// What came out.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// Simulated time. Unit: ms.
+    pub simulated_ms: u64,
+    /// Operations of clients.
+    pub operations: usize,
+    /// Messages that were acknowledged.
+    pub acknowledged: usize,
+    /// Faults by kind.
+    pub faults: BTreeMap<Fault, u64>,
+    /// Processes that ended themselves, by reason.
+    pub ends: BTreeMap<String, u64>,
+    /// How long it took after the last fault until everything could be done. Unit: ms.
+    pub recovered_ms: u64,
+    /// Equal for equal runs: everything that went over the network, with its time.
+    pub trace: (u64, u64),
+    /// What was promised and did not hold.
+    pub problems: Vec<String>,
+}
+
+/// Runs one seed.
+pub fn run(plan: Plan) -> Report {
+    let mut trial = Trial::new(plan);
+    trial.suffer(plan.faults_ms);
+    let alive = trial.recover();
+    if alive {
+        trial.settle();
+        trial.compare();
+    }
+    trial.report()
+}
+
+struct Trial {
+    cluster: Cluster,
+    workload: std::sync::Arc<Workload>,
+    nemesis: Nemesis,
+    report: Report,
+}
+
+impl Trial {
+    fn new(plan: Plan) -> Self {
+        let mut random = Random::new(plan.seed);
+        let settings = NodeSettings {
+            nodes: 3,
+            segment_bytes: [16, 64, 512][random.below(3) as usize] << 10,
+            flush: FlushDiskType::SyncFlush,
+            deletes: random.once_in(2),
+            disk_bytes: 64 << 20,
+        };
+        let load = Load {
+            producers: 1 + random.below(6),
+            pullers: 1 + random.below(2),
+            pause_ms: [20, 100, 400][random.below(3) as usize],
+            deletes: settings.deletes,
+        };
+        let mean_ms = [1_500, 4_000, 15_000][random.below(3) as usize];
+        let cluster = Cluster::new(settings, random.number());
+        let brokers = cluster.nodes.iter().map(|node| node.client_address());
+        let workload = Workload::new(brokers.collect(), load);
+        workload.history().deletes = settings.deletes;
+        let net = std::sync::Arc::clone(&cluster.clients_net);
+        cluster.with_clients(|| workload.start(&net, random.number()));
+        Self {
+            cluster,
+            workload,
+            nemesis: Nemesis::new(random.number(), mean_ms),
+            report: Report::default(),
+        }
+    }
+
+    fn suffer(&mut self, ms: u64) {
+        let end = self.cluster.now_ms + ms;
+        while self.cluster.now_ms < end {
+            self.nemesis.act(&mut self.cluster);
+            self.cluster.step();
+        }
+    }
+
+    fn fail(&mut self, problem: String) {
+        self.report.problems.push(problem);
+    }
+
+    /// Ends all faults and waits until a message can be sent through every replica.
+    fn recover(&mut self) -> bool {
+        let begin = self.cluster.now_ms;
+        self.cluster.heal();
+        let mut probes = 0;
+        for at in 0..self.cluster.nodes.len() {
+            let broker = self.cluster.nodes[at].client_address();
+            loop {
+                let left = (begin + RECOVERY_MS).saturating_sub(self.cluster.now_ms);
+                let (net, target) = (
+                    std::sync::Arc::clone(&self.cluster.clients_net),
+                    broker.clone(),
+                );
+                let id = PROBES_FROM + probes;
+                probes += 1;
+                let sent_at = self.workload.history().tick();
+                let sent = self.cluster.await_client(left, async move {
+                    Client::new(net).send(&target, 0, id).await
+                });
+                let mut history = self.workload.history();
+                let span = (sent_at, history.tick());
+                history.sends.push(super::history::Send {
+                    id,
+                    queue: 0,
+                    span,
+                    outcome: sent.unwrap_or(Outcome::Unknown),
+                });
+                drop(history);
+                match sent {
+                    Some(Outcome::Done(_)) => break,
+                    Some(_) if left > 0 => {}
+                    _ => {
+                        let ends = &self.cluster.ends;
+                        let last = ends.iter().rev().take(3).collect::<Vec<_>>();
+                        self.fail(format!(
+                            "V1: nothing can be sent through {broker} {RECOVERY_MS} ms after the \
+                             last fault; last ends: {last:?}"
+                        ));
+                        return false;
+                    }
+                }
+            }
+        }
+        self.report.recovered_ms = self.cluster.now_ms - begin;
+        true
+    }
+
+    /// Stops the clients and reads everything from every replica.
+    fn settle(&mut self) {
+        self.workload.stop();
+        self.cluster.step_until(CLIENTS_END_MS, |_| false);
+        self.drain();
+        let problems = oracle::judge(&self.workload.history());
+        self.report.problems.extend(problems);
+    }
+
+    fn drain(&mut self) {
+        let queues = self.workload.queues() as u32;
+        let brokers: Vec<String> = self
+            .cluster
+            .nodes
+            .iter()
+            .map(|node| node.client_address())
+            .collect();
+        let net = std::sync::Arc::clone(&self.cluster.clients_net);
+        let ends = self.cluster.await_client(CATCH_UP_MS + 10_000, {
+            let brokers = brokers.clone();
+            async move { catch_up(net, brokers, queues).await }
+        });
+        let Some(Some(ends)) = ends else {
+            self.fail(format!("V2: replicas differ after {CATCH_UP_MS} ms"));
+            return;
+        };
+        for broker in brokers {
+            let net = std::sync::Arc::clone(&self.cluster.clients_net);
+            let ends = ends.clone();
+            let target = broker.clone();
+            let drained =
+                self.cluster.await_client(
+                    DRAIN_MS,
+                    async move { drain_one(net, &target, &ends).await },
+                );
+            match drained {
+                Some(Ok(drain)) => self.workload.history().drains.push(drain),
+                Some(Err(problem)) => self.fail(format!("V3: {broker}: {problem}")),
+                None => self.fail(format!("V3: {broker} is not read to the end")),
+            }
+        }
+    }
+
+    /// Switches everything off and compares the disks.
+    fn compare(&mut self) {
+        for node in &mut self.cluster.nodes {
+            node.kill(End::Killed);
+        }
+        let problems = replicas::check(&self.cluster.nodes);
+        self.report.problems.extend(problems);
+    }
+
+    fn report(mut self) -> Report {
+        let mut report = self.report;
+        let history = self.workload.history();
+        report.simulated_ms = self.cluster.now_ms;
+        report.operations = history.operations();
+        let done = |send: &&super::history::Send| matches!(send.outcome, Outcome::Done(_));
+        report.acknowledged = history.sends.iter().filter(done).count();
+        drop(history);
+        report.faults = std::mem::take(&mut self.nemesis.done);
+        for (_, _, reason) in &self.cluster.ends {
+            *report.ends.entry(reason.clone()).or_default() += 1;
+        }
+        report.trace = self.cluster.network.trace();
+        report
+    }
+}
+
+/// Ends of all queues, once they are the same on all replicas.
+async fn catch_up(
+    net: std::sync::Arc<dyn raftmq::net::Net>,
+    brokers: Vec<String>,
+    queues: u32,
+) -> Option<Vec<u64>> {
+    let pause = std::time::Duration::from_millis(100);
+    for _ in 0..CATCH_UP_MS / 100 {
+        let mut found = Vec::new();
+        for broker in &brokers {
+            let mut client = Client::new(std::sync::Arc::clone(&net));
+            let mut ends = Vec::new();
+            for queue in 0..queues {
+                ends.push(
+                    client
+                        .end_of_own(broker, (Workload::pullers_group(), queue))
+                        .await?,
+                );
+            }
+            found.push(ends);
+        }
+        if found.windows(2).all(|pair| pair[0] == pair[1]) {
+            return found.pop();
+        }
+        tokio::time::sleep(pause).await;
+    }
+    None
+}
+
+/// Everything that one replica has.
+async fn drain_one(
+    net: std::sync::Arc<dyn raftmq::net::Net>,
+    broker: &str,
+    ends: &[u64],
+) -> Result<Drain, String> {
+    let mut client = Client::new(net);
+    let mut drain = Drain::default();
+    for (queue, end) in ends.iter().enumerate() {
+        let queue = queue as u32;
+        let place = (Workload::pullers_group(), queue);
+        let (mut first, mut ids) = (0, Vec::new());
+        let mut failures = 0;
+        while first + (ids.len() as u64) < *end {
+            let from = first + ids.len() as u64;
+            match client.pull(broker, place, from, false).await {
+                Pulled::Moved(next) if ids.is_empty() && next > from => first = next,
+                Pulled::Found(messages) if !messages.is_empty() => {
+                    ids.extend(messages.iter().map(|(_, id)| *id));
+                }
+                other => {
+                    failures += 1;
+                    if failures > 20 {
+                        return Err(format!("queue {queue} at {from} of {end}: {other:?}"));
+                    }
+                    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+                }
+            }
+        }
+        drain.queues.insert(queue, (first, ids));
+    }
+    Ok(drain)
+}
