@@ -132,6 +132,7 @@ async fn handle(broker: &Arc<Broker>, request: &Request) -> Option<RemotingComma
     }
     let deadline = Instant::now() + HOLD_TIMEOUT;
     let mut held = None;
+    let mut is_known = true;
     loop {
         if broker.is_serving() {
             if let Some(response) = serve(broker, request).await {
@@ -141,23 +142,21 @@ async fn handle(broker: &Arc<Broker>, request: &Request) -> Option<RemotingComma
             match forward(broker, request).await {
                 Forwarded::Answered(response) => return response,
                 Forwarded::Unknown if !is_repeatable(code) => {
-                    let remark = "the leader went away, outcome unknown: the request may or may \
-                                  not have been carried out";
-                    let refusal = Refusal::new(ResponseCode::SYSTEM_ERROR, remark);
-                    return Some(refusal.response(&request.command));
+                    return Some(no_leader(&request.command, false));
                 }
-                Forwarded::Unknown | Forwarded::NoLeader => {}
+                Forwarded::Unknown => is_known = false,
+                Forwarded::NoLeader => {}
             }
         }
         if held.is_none() {
             held = Hold::begin(broker, &request.command);
         }
         let Some(hold) = &mut held else {
-            return Some(no_leader(&request.command));
+            return Some(no_leader(&request.command, is_known));
         };
         if !wait_for_leader(broker, deadline).await {
             hold.result = "expired";
-            return Some(no_leader(&request.command));
+            return Some(no_leader(&request.command, is_known));
         }
     }
 }
@@ -185,9 +184,17 @@ fn is_repeatable(code: RequestCode) -> bool {
         )
 }
 
-fn no_leader(command: &RemotingCommand) -> RemotingCommand {
-    let remark = "no leader was elected in time; the broker group has no quorum or is electing";
-    Refusal::new(ResponseCode::SERVICE_NOT_AVAILABLE, remark).response(command)
+/// The answer without a leader. `is_known`: nothing was done, which is what code 14 promises.
+fn no_leader(command: &RemotingCommand, is_known: bool) -> RemotingCommand {
+    let (code, remark) = if is_known {
+        let remark = "no leader was elected in time; the broker group has no quorum or is electing";
+        (ResponseCode::SERVICE_NOT_AVAILABLE, remark)
+    } else {
+        let remark = "the leader went away, outcome unknown: the request may or may not have been \
+                      carried out";
+        (ResponseCode::SYSTEM_ERROR, remark)
+    };
+    Refusal::new(code, remark).response(command)
 }
 
 /// Handles a request on the serving leader; `None` = it stopped serving before anything was done.
