@@ -57,12 +57,12 @@ fn setting(name: &str, default: u64) -> u64 {
 }
 
 fn main() -> ExitCode {
-    let seconds = setting("RAFTMQ_SIM_SECONDS", 40);
+    let seconds = setting("RAFTMQ_SIM_SECONDS", 20);
     if let Ok(seed) = std::env::var(CHILD) {
         return live(seed.parse().unwrap(), seconds);
     }
     let first = setting("RAFTMQ_SIM_SEED", 1);
-    let seeds = setting("RAFTMQ_SIM_SEEDS", 4);
+    let seeds = setting("RAFTMQ_SIM_SEEDS", 3);
     let jobs = setting("RAFTMQ_SIM_JOBS", 2);
     let begin = Instant::now();
     // The first one twice.

@@ -12,15 +12,16 @@ use std::{
 };
 
 use raftmq_store::{Disk, RealDisk};
-use tokio::{task::JoinError, time::sleep};
+use tokio::{sync::watch, task::JoinError, time::sleep};
 
 use crate::{
     clock::{Clock, SystemClock},
+    http::AdminOps,
     net::{Net, TcpNet},
 };
 
-/// Network, wall clock and disk of a process.
-#[derive(Clone, Debug)]
+/// Network, wall clock and disk of a process, and who may command it from within.
+#[derive(Clone)]
 pub struct Host {
     /// Network.
     pub net: Arc<dyn Net>,
@@ -28,6 +29,17 @@ pub struct Host {
     pub clock: Arc<dyn Clock>,
     /// Disk that holds the data folder.
     pub disk: Arc<dyn Disk>,
+    /// Gets what the admin service of the broker offers, once it serves.
+    pub admin: watch::Sender<Option<Arc<dyn AdminOps>>>,
+}
+
+impl Debug for Host {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("Host")
+            .field("net", &self.net)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Host {
@@ -38,6 +50,7 @@ impl Host {
             net: Arc::new(TcpNet),
             clock: Arc::new(SystemClock),
             disk: Arc::new(RealDisk),
+            admin: watch::Sender::new(None),
         }
     }
 }

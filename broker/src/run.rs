@@ -124,7 +124,12 @@ pub async fn run_broker_on(
     config: BrokerConfig,
     shutdown: watch::Receiver<bool>,
 ) -> Result<(), RunError> {
-    let Host { net, clock, disk } = host;
+    let Host {
+        net,
+        clock,
+        disk,
+        admin,
+    } = host;
     let metrics = Arc::new(Metrics::new());
     let store_host = store_host(&config).await?;
     let raft_listener = bind(&net, raft_address(&config), "dLegerPeers").await?;
@@ -176,6 +181,7 @@ pub async fn run_broker_on(
     broker.join(Arc::clone(&consensus), proposer);
     // Before the first client: its message may be the one too many.
     disk_guard::look(&broker);
+    admin.send_replace(Some(Arc::new(Admin(Arc::clone(&broker)))));
     serve_until(broker, net, clock, client_listener, shutdown).await
 }
 

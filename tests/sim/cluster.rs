@@ -4,14 +4,15 @@
 //! there is to do, one after the other. What one sends reaches another in a later step, so that the
 //! order of the processes within a step has no meaning.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use raftmq::net::Net;
 use tokio::runtime::Runtime;
 use tokio::time::Instant;
 
+use super::image::Crash;
 use super::net::{HostId, Network, Way};
-use super::node::{Node, NodeSettings};
+use super::node::{End, Node, NodeSettings};
 use super::random::Random;
 
 /// How much passes in a step; nothing on the network is faster. Unit: ms.
@@ -41,6 +42,10 @@ pub struct Cluster {
     /// Network of the clients.
     pub clients_net: Arc<dyn Net>,
     random: Random,
+    /// Addresses for clients.
+    pub brokers: Arc<Mutex<Vec<String>>>,
+    settings: NodeSettings,
+    last_id: HostId,
     /// Why processes ended, of their own accord.
     pub ends: Vec<(u64, HostId, String)>,
 }
@@ -61,6 +66,7 @@ impl Cluster {
             let _entered = clients.enter();
             Instant::now()
         };
+        let brokers = nodes.iter().map(Node::client_address).collect();
         Self {
             now_ms: 0,
             restarts_ms: vec![Some(0); nodes.len()],
@@ -69,10 +75,27 @@ impl Cluster {
             clients,
             clients_now,
             clients_net: network.start(CLIENTS),
+            brokers: Arc::new(Mutex::new(brokers)),
+            settings,
+            last_id: settings.nodes,
             network,
             random,
             ends: Vec::new(),
         }
+    }
+
+    /// Puts a new machine with an empty disk in the place of one, under a new node id.
+    pub fn replace(&mut self, at: usize) {
+        if self.nodes[at].is_up() {
+            self.nodes[at].kill(End::PowerCut(Crash::Lost));
+        }
+        self.last_id += 1;
+        let seed = self.random.number();
+        self.nodes[at] = Node::new(self.last_id, self.settings, &self.network, seed);
+        self.paused_until_ms[at] = 0;
+        self.restart_later(at);
+        let mut brokers = self.brokers.lock().expect("a panic ends the simulation");
+        brokers[at] = self.nodes[at].client_address();
     }
 
     /// Runs something that starts tasks of clients.

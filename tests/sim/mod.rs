@@ -8,6 +8,7 @@ pub mod faults;
 pub mod history;
 pub mod image;
 pub mod log;
+pub mod membership;
 pub mod nemesis;
 pub mod net;
 pub mod node;

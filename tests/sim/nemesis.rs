@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::cluster::{CLIENTS, Cluster};
 use super::faults::{Operation, Rule};
 use super::image::Crash;
+use super::membership::Membership;
 use super::net::{HostId, Way};
 use super::node::End;
 use super::random::Random;
@@ -44,10 +45,14 @@ pub enum Fault {
     InputOutputError,
     /// A disk is full.
     DiskFull,
+    /// A leader is asked to hand over.
+    Transfer,
+    /// A machine is lost with its disk; a new node takes its place.
+    Replace,
 }
 
 /// Every kind, and how often it is chosen among all.
-const FAULTS: [(Fault, u64); 14] = [
+const FAULTS: [(Fault, u64); 16] = [
     (Fault::Kill, 6),
     (Fault::PowerCut, 6),
     (Fault::PowerCutOfAll, 2),
@@ -62,6 +67,8 @@ const FAULTS: [(Fault, u64); 14] = [
     (Fault::ClockDrift, 2),
     (Fault::InputOutputError, 3),
     (Fault::DiskFull, 2),
+    (Fault::Transfer, 4),
+    (Fault::Replace, 2),
 ];
 
 /// How something is made good again.
@@ -201,6 +208,18 @@ impl Nemesis {
                 disk.set_quota(Some(disk.used_bytes() + room));
                 self.later(cluster, (2_000, 20_000), Cure::Disk(at));
             }
+            Fault::Transfer => {
+                let to = self.random.once_in(2).then(|| cluster.nodes[at].raft_id());
+                for node in &cluster.nodes {
+                    node.administrate(|admin| async move {
+                        // Only the leader can do it.
+                        let _ = admin.transfer_leader(to).await;
+                    });
+                }
+            }
+            // Another one that is lost meanwhile may be one too many.
+            Fault::Replace if !Membership::is_complete(cluster) => return false,
+            Fault::Replace => cluster.replace(at),
         }
         true
     }

@@ -11,6 +11,8 @@ use std::time::Duration;
 use raftmq::clock::Clock;
 use raftmq::config::{BrokerConfig, FlushDiskType, Surroundings};
 use raftmq::host::{Host, Simulation, simulate};
+use raftmq::http::AdminOps;
+use raftmq::status::RaftStatus;
 use raftmq_store::Disk;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -90,6 +92,7 @@ struct Process {
     kernel: Rc<Kernel>,
     main: JoinHandle<Result<(), raftmq::RunError>>,
     shutdown: watch::Sender<bool>,
+    admin: watch::Receiver<Option<Arc<dyn AdminOps>>>,
     /// Until when its clock has run.
     now: Instant,
 }
@@ -191,7 +194,14 @@ impl Node {
 
     fn config(&self) -> BrokerConfig {
         let peer = |id: HostId| format!("n{id}-{}", SocketAddr::new(address(id), RAFT_PORT));
-        let peers: Vec<String> = (1..=self.settings.nodes).map(peer).collect();
+        let first = 1..=self.settings.nodes;
+        let formation = if first.contains(&self.id) {
+            "peers"
+        } else {
+            "admin"
+        };
+        let own = (!first.contains(&self.id)).then_some(self.id);
+        let peers: Vec<String> = first.chain(own).map(peer).collect();
         let lines = [
             format!("brokerName={BROKER_NAME}"),
             format!("brokerIP1={}", address(self.id)),
@@ -203,6 +213,7 @@ impl Node {
             format!("dLegerGroup={BROKER_NAME}"),
             format!("dLegerPeers={}", peers.join(";")),
             format!("dLegerSelfId=n{}", self.id),
+            format!("raftFormGroup={formation}"),
             format!(
                 "fileReservedTime={}",
                 if self.settings.deletes { 0 } else { 720 }
@@ -241,7 +252,9 @@ impl Node {
             net: self.network.start(self.id),
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             disk: Arc::new(self.disk.clone()) as Arc<dyn Disk>,
+            admin: watch::Sender::new(None),
         };
+        let admin = host.admin.subscribe();
         let (shutdown, stopping) = watch::channel(false);
         let config = self.config();
         let (main, now) = simulate(Rc::clone(&kernel) as Rc<dyn Simulation>, || {
@@ -254,6 +267,7 @@ impl Node {
             kernel,
             main,
             shutdown,
+            admin,
             now,
         });
     }
@@ -262,6 +276,36 @@ impl Node {
     pub fn clear_faults(&self) {
         self.disk.clear_faults();
         self.disk.set_quota(Some(self.settings.disk_bytes));
+    }
+
+    /// What the process knows about its group, when it serves.
+    pub fn status(&self) -> Option<Arc<RaftStatus>> {
+        let admin = self.process.as_ref()?.admin.borrow();
+        let status = admin.as_ref()?.status();
+        let status = Arc::clone(&status.borrow());
+        Some(status)
+    }
+
+    /// Lets the process do something for an administrator, whatever comes of it.
+    pub fn administrate<T: Future<Output = ()> + Send + 'static>(
+        &self,
+        work: impl FnOnce(Arc<dyn AdminOps>) -> T,
+    ) {
+        if let Some(process) = &self.process
+            && let Some(admin) = process.admin.borrow().clone()
+        {
+            process.runtime.spawn(work(admin));
+        }
+    }
+
+    /// Its number in the Raft group: one more than in its name.
+    pub fn raft_id(&self) -> u64 {
+        u64::from(self.id) + 1
+    }
+
+    /// The address for other nodes.
+    pub fn raft_address(&self) -> String {
+        SocketAddr::new(address(self.id), RAFT_PORT).to_string()
     }
 
     /// Asks the process to stop in good order; it is given time by [`Node::run`].

@@ -1,12 +1,14 @@
 //! One seed: a cluster lives through faults, heals, and everything that was promised is looked at.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use raftmq::config::FlushDiskType;
 
 use super::client::{Client, Pulled};
 use super::cluster::Cluster;
 use super::history::{Drain, Outcome};
+use super::membership::Membership;
 use super::nemesis::{Fault, Nemesis};
 use super::node::{End, NodeSettings};
 use super::oracle;
@@ -20,6 +22,8 @@ use super::workload::{Load, Workload};
 const RECOVERY_MS: u64 = 15_000;
 /// How long replicas may take to have everything that the leader has, when nobody sends. Unit: ms.
 const CATCH_UP_MS: u64 = 20_000;
+/// How long it may take until a new node has everything and votes. Unit: ms.
+const COMPLETE_MS: u64 = 60_000;
 /// How long reading all of it may take. Unit: ms.
 const DRAIN_MS: u64 = 600_000;
 /// How long clients may take to end what they are doing. Unit: ms.
@@ -49,6 +53,8 @@ pub struct Report {
     pub faults: BTreeMap<Fault, u64>,
     /// Processes that ended themselves, by reason.
     pub ends: BTreeMap<String, u64>,
+    /// Changes of the membership that were asked for.
+    pub members_replaced: u64,
     /// How long it took after the last fault until everything could be done. Unit: ms.
     pub recovered_ms: u64,
     /// Equal for equal runs: everything that went over the network, with its time.
@@ -71,8 +77,9 @@ pub fn run(plan: Plan) -> Report {
 
 struct Trial {
     cluster: Cluster,
-    workload: std::sync::Arc<Workload>,
+    workload: Arc<Workload>,
     nemesis: Nemesis,
+    membership: Membership,
     report: Report,
 }
 
@@ -89,20 +96,20 @@ impl Trial {
         let load = Load {
             producers: 1 + random.below(6),
             pullers: 1 + random.below(2),
-            pause_ms: [20, 100, 400][random.below(3) as usize],
+            pause_ms: [50, 200, 800][random.below(3) as usize],
             deletes: settings.deletes,
         };
         let mean_ms = [1_500, 4_000, 15_000][random.below(3) as usize];
         let cluster = Cluster::new(settings, random.number());
-        let brokers = cluster.nodes.iter().map(|node| node.client_address());
-        let workload = Workload::new(brokers.collect(), load);
+        let workload = Workload::new(Arc::clone(&cluster.brokers), load);
         workload.history().deletes = settings.deletes;
-        let net = std::sync::Arc::clone(&cluster.clients_net);
+        let net = Arc::clone(&cluster.clients_net);
         cluster.with_clients(|| workload.start(&net, random.number()));
         Self {
             cluster,
             workload,
             nemesis: Nemesis::new(random.number(), mean_ms),
+            membership: Membership::default(),
             report: Report::default(),
         }
     }
@@ -111,8 +118,14 @@ impl Trial {
         let end = self.cluster.now_ms + ms;
         while self.cluster.now_ms < end {
             self.nemesis.act(&mut self.cluster);
-            self.cluster.step();
+            self.step();
         }
+    }
+
+    fn step(&mut self) {
+        self.cluster.step();
+        let problems = self.membership.tend(&self.cluster);
+        self.report.problems.extend(problems);
     }
 
     fn fail(&mut self, problem: String) {
@@ -128,10 +141,7 @@ impl Trial {
             let broker = self.cluster.nodes[at].client_address();
             loop {
                 let left = (begin + RECOVERY_MS).saturating_sub(self.cluster.now_ms);
-                let (net, target) = (
-                    std::sync::Arc::clone(&self.cluster.clients_net),
-                    broker.clone(),
-                );
+                let (net, target) = (Arc::clone(&self.cluster.clients_net), broker.clone());
                 let id = PROBES_FROM + probes;
                 probes += 1;
                 let sent_at = self.workload.history().tick();
@@ -163,6 +173,16 @@ impl Trial {
             }
         }
         self.report.recovered_ms = self.cluster.now_ms - begin;
+        let end = self.cluster.now_ms + COMPLETE_MS;
+        while !Membership::is_complete(&self.cluster) {
+            if self.cluster.now_ms > end {
+                self.fail(format!(
+                    "V4: the group is not complete after {COMPLETE_MS} ms"
+                ));
+                return false;
+            }
+            self.step();
+        }
         true
     }
 
@@ -183,7 +203,7 @@ impl Trial {
             .iter()
             .map(|node| node.client_address())
             .collect();
-        let net = std::sync::Arc::clone(&self.cluster.clients_net);
+        let net = Arc::clone(&self.cluster.clients_net);
         let ends = self.cluster.await_client(CATCH_UP_MS + 10_000, {
             let brokers = brokers.clone();
             async move { catch_up(net, brokers, queues).await }
@@ -193,7 +213,7 @@ impl Trial {
             return;
         };
         for broker in brokers {
-            let net = std::sync::Arc::clone(&self.cluster.clients_net);
+            let net = Arc::clone(&self.cluster.clients_net);
             let ends = ends.clone();
             let target = broker.clone();
             let drained =
@@ -230,6 +250,7 @@ impl Trial {
         for (_, _, reason) in &self.cluster.ends {
             *report.ends.entry(reason.clone()).or_default() += 1;
         }
+        report.members_replaced = self.membership.changes;
         report.trace = self.cluster.network.trace();
         report
     }
@@ -237,7 +258,7 @@ impl Trial {
 
 /// Ends of all queues, once they are the same on all replicas.
 async fn catch_up(
-    net: std::sync::Arc<dyn raftmq::net::Net>,
+    net: Arc<dyn raftmq::net::Net>,
     brokers: Vec<String>,
     queues: u32,
 ) -> Option<Vec<u64>> {
@@ -245,7 +266,7 @@ async fn catch_up(
     for _ in 0..CATCH_UP_MS / 100 {
         let mut found = Vec::new();
         for broker in &brokers {
-            let mut client = Client::new(std::sync::Arc::clone(&net));
+            let mut client = Client::new(Arc::clone(&net));
             let mut ends = Vec::new();
             for queue in 0..queues {
                 ends.push(
@@ -266,7 +287,7 @@ async fn catch_up(
 
 /// Everything that one replica has.
 async fn drain_one(
-    net: std::sync::Arc<dyn raftmq::net::Net>,
+    net: Arc<dyn raftmq::net::Net>,
     broker: &str,
     ends: &[u64],
 ) -> Result<Drain, String> {

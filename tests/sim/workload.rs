@@ -40,7 +40,7 @@ pub struct Load {
 #[derive(Debug)]
 pub struct Workload {
     history: Mutex<History>,
-    brokers: Vec<String>,
+    brokers: Arc<Mutex<Vec<String>>>,
     load: Load,
     messages: AtomicU64,
     queues: AtomicU64,
@@ -48,8 +48,8 @@ pub struct Workload {
 }
 
 impl Workload {
-    /// A workload on brokers with these addresses.
-    pub fn new(brokers: Vec<String>, load: Load) -> Arc<Self> {
+    /// A workload on brokers with these addresses, which may change.
+    pub fn new(brokers: Arc<Mutex<Vec<String>>>, load: Load) -> Arc<Self> {
         Arc::new(Self {
             history: Mutex::default(),
             brokers,
@@ -124,7 +124,7 @@ impl Worker {
     }
 
     fn broker(&mut self) -> String {
-        let brokers = &self.work.brokers;
+        let brokers = self.work.brokers.lock().expect("a panic ends the test");
         brokers[self.random.below(brokers.len() as u64) as usize].clone()
     }
 

@@ -1,0 +1,111 @@
+//! An administrator of the group: whoever is there and does not vote yet is taken in, and who was
+//! replaced leaves. Also looks who leads.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use raftmq::status::RaftRole;
+
+use super::cluster::Cluster;
+use super::node::Node;
+
+/// Pause between two looks. Unit: ms.
+const LOOK_MS: u64 = 500;
+/// A learner becomes a voter when it is no further behind. Unit: entries.
+const LAG_MAX: u64 = 50;
+
+/// See the file comment.
+#[derive(Debug, Default)]
+pub struct Membership {
+    next_ms: u64,
+    leaders: BTreeMap<u64, u64>,
+    /// Nodes that were made voters.
+    pub changes: u64,
+}
+
+impl Membership {
+    /// Does what is due; the second leader of a term is a problem.
+    pub fn tend(&mut self, cluster: &Cluster) -> Vec<String> {
+        if cluster.now_ms < self.next_ms {
+            return Vec::new();
+        }
+        self.next_ms = cluster.now_ms + LOOK_MS;
+        let mut problems = Vec::new();
+        for node in &cluster.nodes {
+            let Some(status) = node.status() else {
+                continue;
+            };
+            if status.role != RaftRole::Leader {
+                continue;
+            }
+            let leader = *self.leaders.entry(status.term).or_insert(status.node_id);
+            if leader != status.node_id {
+                problems.push(format!(
+                    "R5: {leader} and {} lead in term {}",
+                    status.node_id, status.term
+                ));
+            }
+        }
+        self.complete(cluster);
+        problems
+    }
+
+    /// Whether exactly the nodes of the cluster vote, as the newest leader sees it.
+    pub fn is_complete(cluster: &Cluster) -> bool {
+        let statuses = cluster.nodes.iter().filter_map(|node| node.status());
+        let leaders = statuses.filter(|status| status.role == RaftRole::Leader);
+        let newest = leaders.max_by_key(|status| status.term);
+        newest.is_some_and(|status| {
+            let voters: BTreeSet<u64> = status.voters.iter().map(|member| member.id).collect();
+            voters == wanted(cluster) && status.learners.is_empty()
+        })
+    }
+
+    /// Asks every node that takes itself for the leader to take the next step.
+    fn complete(&mut self, cluster: &Cluster) {
+        let wanted = wanted(cluster);
+        for leader in &cluster.nodes {
+            let Some(status) = leader.status() else {
+                continue;
+            };
+            let voters: BTreeSet<u64> = status.voters.iter().map(|member| member.id).collect();
+            if status.role != RaftRole::Leader || voters == wanted {
+                continue;
+            }
+            let is_member = |id: u64| {
+                let learners = status.learners.iter().map(|member| member.id);
+                voters.contains(&id) || learners.into_iter().any(|learner| learner == id)
+            };
+            let missing = (cluster.nodes.iter()).find(|node| !is_member(node.raft_id()));
+            if let Some(node) = missing {
+                let Some(own) = node.status() else {
+                    continue;
+                };
+                let (id, address) = (node.raft_id(), node.raft_address());
+                let incarnation = own.incarnation.clone();
+                leader.administrate(|admin| async move {
+                    // It is asked again until the status shows it.
+                    let _ = admin.add_learner(id, address, incarnation).await;
+                });
+                continue;
+            }
+            let behind = status.peers.iter().any(|peer| {
+                let matched = peer.matched_index.unwrap_or(0);
+                wanted.contains(&peer.id)
+                    && matched + LAG_MAX < status.last_index.unwrap_or(0)
+                    && !voters.contains(&peer.id)
+            });
+            if !behind {
+                self.changes += 1;
+                let wanted = wanted.clone();
+                leader.administrate(|admin| async move {
+                    let _ = admin.change_membership(wanted).await;
+                });
+            }
+        }
+    }
+}
+
+fn wanted(cluster: &Cluster) -> BTreeSet<u64> {
+    let ids = cluster.nodes.iter().map(Node::raft_id);
+    ids.collect()
+}
