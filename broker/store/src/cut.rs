@@ -16,12 +16,13 @@ use crate::tail::Tail;
 use crate::vote::Marks;
 
 impl CommitLog {
-    /// Removes every entry after `index` (`None`: every entry), durably. Entries before must not
-    /// be purged. Nobody may append at the same time, and no [`crate::Completion`] may call this.
+    /// Removes every entry after `index` (`None`: every entry), durably; none when the log ends
+    /// before. `index` must not be purged, unless it is the last that was. Nobody may append at the same time, and no [`crate::Completion`] may call this.
     pub fn truncate_after(&self, index: Option<u64>) -> Result<(), StoreError> {
         let mut io = self.io();
         self.flush_all(&mut io)?;
         let keep = match index {
+            Some(index) if self.state().next_index() <= index => return Ok(()),
             Some(index) => {
                 let position = self.position_at(index)?;
                 End {

@@ -51,6 +51,22 @@ pub(crate) fn append_flushed(log: &CommitLog, term: u64, count: u64, payload_byt
     log.flush().unwrap();
 }
 
+#[test]
+fn a_truncation_behind_the_end_removes_nothing_and_one_into_what_is_purged_is_refused() {
+    let (log, ..) = open(&MemoryDisk::default(), None).unwrap();
+    log.truncate_after(Some(0)).unwrap();
+    append_flushed(&log, 1, 5, 100);
+    log.purge_upto(entry(1, 1, &[]).id).unwrap();
+    for index in [4, 5, u64::MAX] {
+        log.truncate_after(Some(index)).unwrap();
+        assert_eq!(log.last_id().unwrap().index, 4);
+    }
+    assert!(log.truncate_after(Some(0)).is_err());
+    assert!(log.truncate_after(None).is_err());
+    log.truncate_after(Some(1)).unwrap();
+    assert_eq!(log.last_id(), log.purged_id());
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Append { sizes: Vec<usize>, new_term: bool },
