@@ -114,7 +114,9 @@ impl RaftLogReader<TypeConfig> for LogStore {
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
-        let (mut from, to) = self.clip(&range);
+        let (from, to) = self.clip(&range);
+        // What is purged may be missing here; not in `entries_stream`, by which Raft applies.
+        let mut from = from.max(self.log.first_index());
         let mut entries = Vec::new();
         while from < to {
             let read = self.read(from, to, APPLY_READ_BYTES)?;
@@ -309,6 +311,36 @@ mod tests {
         assert!(decode_vote(&[0; 16]).is_err());
     }
 
+    fn blank(index: u64) -> NewEntry {
+        NewEntry {
+            id: StoreLogId {
+                term: 0,
+                node: 0,
+                index,
+            },
+            kind: EntryKind::Blank,
+            count: 0,
+            payload: Bytes::new(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_read_leaves_out_what_is_purged_and_a_read_for_applying_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = LogConfig::new(dir.path());
+        let (log, ..) = CommitLog::open(Arc::new(RealDisk), config, None).unwrap();
+        log.append((0..5).map(blank).collect(), Box::new(|_| {}))
+            .unwrap();
+        log.purge_upto(blank(2).id).unwrap();
+        let mut store = LogStore::new(log, SnapshotBoundary::default());
+        let read = store.try_get_log_entries(0..100).await.unwrap();
+        let indexes: Vec<u64> = read.iter().map(|entry| entry.log_id.index()).collect();
+        assert_eq!(indexes, [3, 4]);
+        assert_eq!(store.try_get_log_entries(0..3).await.unwrap(), []);
+        let applied: Vec<_> = store.entries_stream(0..5).await.collect().await;
+        assert!(matches!(&applied[..], [Err(_)]));
+    }
+
     #[tokio::test]
     async fn a_saved_vote_vouches_for_what_was_appended_before_it() {
         let dir = tempfile::tempdir().unwrap();
@@ -316,17 +348,7 @@ mod tests {
         // Nobody runs the flusher: entries stay in memory unless somebody asks for them.
         let (log, _flusher, _preallocator, _) =
             CommitLog::open(Arc::new(RealDisk), config, None).unwrap();
-        let entry = NewEntry {
-            id: StoreLogId {
-                term: 0,
-                node: 0,
-                index: 0,
-            },
-            kind: EntryKind::Blank,
-            count: 0,
-            payload: Bytes::new(),
-        };
-        log.append(vec![entry], Box::new(|_| {})).unwrap();
+        log.append(vec![blank(0)], Box::new(|_| {})).unwrap();
         assert_eq!(log.flushed_index(), None);
         let mut store = LogStore::new(Arc::clone(&log), SnapshotBoundary::default());
         let vote = Vote {
