@@ -79,7 +79,7 @@ pub(crate) struct RaftMachineParts {
     pub metrics: Arc<Metrics>,
 }
 
-fn membership_record(stored: &StoredMembership) -> Result<MembershipRecord, io::Error> {
+pub(super) fn membership_record(stored: &StoredMembership) -> Result<MembershipRecord, io::Error> {
     Ok(MembershipRecord {
         id: stored
             .log_id()

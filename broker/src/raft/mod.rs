@@ -15,6 +15,8 @@ mod pulse;
 mod runtime;
 mod server;
 mod start;
+#[cfg(test)]
+mod suite_test;
 mod transport;
 mod types;
 mod watch_role;
