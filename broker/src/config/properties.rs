@@ -152,17 +152,22 @@ impl Properties {
     }
 }
 
-/// Escapes text so that it reads back as the same key or value.
+/// Escapes text so that it reads back as the same value.
 #[must_use]
 pub(crate) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
+    let is_at_an_end =
+        |at: usize, character: char| at == 0 || at + character.len_utf8() == text.len();
     for (at, character) in text.char_indices() {
         match character {
             '\t' => escaped.push_str("\\t"),
             '\n' => escaped.push_str("\\n"),
             '\r' => escaped.push_str("\\r"),
             '\u{c}' => escaped.push_str("\\f"),
-            ' ' if at == 0 => escaped.push_str("\\ "),
+            // Around a value it would be dropped, even behind a backslash.
+            _ if character.is_whitespace() && is_at_an_end(at, character) => {
+                escaped.push_str(&format!("\\u{:04x}", u32::from(character)));
+            }
             '\\' | '#' | '!' | '=' | ':' => escaped.extend(['\\', character]),
             _ => escaped.push(character),
         }
@@ -352,12 +357,18 @@ mod tests {
 
     #[test]
     fn escaped_text_reads_back() {
-        let value = " a=b:c#d!e\\f\tg\nh";
-        let text = format!("key={}", escape(value));
-        assert_eq!(
-            Properties::parse(&text, "f").unwrap().get("key"),
-            Some(value)
-        );
+        for value in [
+            " a=b:c#d!e\\f\tg\nh",
+            "  two in front, one behind ",
+            "a\u{b}",
+            "\u{a0}b\u{3000}",
+            " ",
+            "\\",
+        ] {
+            let text = format!("key={}", escape(value));
+            let properties = Properties::parse(&text, "f").unwrap();
+            assert_eq!(properties.get("key"), Some(value));
+        }
     }
 
     #[test]
