@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use super::field::Field;
-use super::peers::{self, is_host_port};
+use super::peers::{self, is_host, is_host_port};
 use super::{
     ConfigError, GroupFormation, Properties, RaftConfig, Report, Surroundings, Warning, keys,
 };
@@ -318,6 +318,13 @@ impl BrokerConfig {
                 let text = format!("namesrvAddr must be 'host:port;...', not '{address}'");
                 report.problem("namesrvAddr", text);
             }
+        }
+        if !is_host(&self.broker_ip1) {
+            let text = format!(
+                "brokerIP1 must be an address or a name, not '{}'",
+                self.broker_ip1
+            );
+            report.problem("brokerIP1", text);
         }
         if let Some(address) = &self.leader_service_address
             && !is_host_port(address)

@@ -35,6 +35,24 @@ fn an_empty_file_is_a_group_of_one() {
 }
 
 #[test]
+fn a_broker_advertises_an_address_or_a_name_and_nothing_else() {
+    for address in ["10.0.0.7", "broker-0.brokers", "::1", "fe80::1%eth0", "a_b"] {
+        let (config, _) = parse(&format!("brokerIP1={address}")).unwrap();
+        assert_eq!(config.broker_ip1, address);
+        // The line that the configuration shows for the group of one reads back.
+        let summary = parse(&config.summary()).unwrap().0;
+        assert_eq!(summary, config);
+    }
+    for address in ["10.0.0.7:10911", "a b", "a;b:1", "[::1]", "a/b", "::1%"] {
+        let text = problem(&format!("brokerIP1={address}"));
+        assert!(
+            text.starts_with("broker.conf:1: brokerIP1 must be"),
+            "{text}"
+        );
+    }
+}
+
+#[test]
 fn a_dledger_file_of_upstream_is_understood() {
     let text = "brokerClusterName = RaftCluster\nbrokerName=RaftNode00\nlistenPort=30911\n\
         namesrvAddr=127.0.0.1:9876\nstorePathRootDir=/tmp/rmqstore/node00\n\

@@ -1,6 +1,6 @@
 //! The Raft part of a broker's configuration: who the members of the group are.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use super::{BrokerConfig, Report};
 
@@ -99,9 +99,29 @@ pub(super) fn is_host_port(address: &str) -> bool {
     let Some((host, port)) = address.rsplit_once(':') else {
         return false;
     };
-    let bracketed = host.starts_with('[') && host.ends_with(']');
-    let host_fits = bracketed || (!host.is_empty() && !host.contains([':', '/', ' ']));
+    let bracketed = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    let host_fits = bracketed.map_or_else(|| is_name(host), is_ipv6);
     host_fits && port.parse::<u16>().is_ok_and(|port| port != 0)
+}
+
+/// Whether `host` is a name or an address, without a port and without brackets.
+pub(super) fn is_host(host: &str) -> bool {
+    is_name(host) || is_ipv6(host)
+}
+
+/// A name of a machine, with the `_` that some networks give them, or an IPv4 address.
+fn is_name(host: &str) -> bool {
+    let fits =
+        |character: char| character.is_alphanumeric() || matches!(character, '-' | '.' | '_');
+    !host.is_empty() && host.chars().all(fits)
+}
+
+fn is_ipv6(address: &str) -> bool {
+    // A link-local address may name its interface.
+    let (ip, interface) = address.split_once('%').unwrap_or((address, "eth0"));
+    ip.parse::<Ipv6Addr>().is_ok() && is_name(interface)
 }
 
 /// Fills in what follows from other keys and checks the group.
@@ -239,7 +259,20 @@ mod tests {
     #[test]
     fn other_forms_of_a_peer_are_refused() {
         for text in [
-            "", "n0", "0-h:1", "n-h:1", "nn0-h:1", "n0-h", "n0-h:0", "n0-:1", "n0-::1:2",
+            "",
+            "n0",
+            "0-h:1",
+            "n-h:1",
+            "nn0-h:1",
+            "n0-h",
+            "n0-h:0",
+            "n0-:1",
+            "n0-::1:2",
+            "n0-[h:1",
+            "n0-[h]:1",
+            "n0-[]:1",
+            "n0-a=b:1",
+            "n0-a\tb:1",
         ] {
             assert_eq!(RaftPeer::parse(text), None, "{text}");
         }
