@@ -40,6 +40,10 @@ pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 const _: () = assert!(READ_BUFFER_BYTES_MIN <= READ_AHEAD_BYTES_MAX);
 
+/// Longest text of a request that changes the configuration: each unknown key in it is compared with
+/// all known ones. Unit: bytes. All keys with their values take about 5 KiB.
+pub const CONFIG_REQUEST_BYTES_MAX: usize = 64 * 1024;
+
 // --- name server -----------------------------------------------------------------------------
 
 /// Broker names one name server knows. A registration beyond it is refused with SYSTEM_ERROR.

@@ -8,6 +8,7 @@ use std::iter::Peekable;
 use std::str::Chars;
 
 use super::{ConfigError, Warning};
+use crate::limits::CONFIG_REQUEST_BYTES_MAX;
 
 /// Start of the place of an entry that the command line gives.
 const ARGUMENT: &str = "--set ";
@@ -78,6 +79,15 @@ impl Properties {
         } else {
             Err(ConfigError { problems })
         }
+    }
+
+    /// The text of a request. Unlike that of a file, it is bounded.
+    pub(crate) fn parse_request(text: &[u8]) -> Result<Self, String> {
+        if text.len() > CONFIG_REQUEST_BYTES_MAX {
+            return Err("the configuration is too long".to_owned());
+        }
+        let text = std::str::from_utf8(text).map_err(|_| "the configuration is not UTF-8")?;
+        Self::parse(text, "request").map_err(|error| error.to_string())
     }
 
     /// The value of `key`.
@@ -369,6 +379,16 @@ mod tests {
             let properties = Properties::parse(&text, "f").unwrap();
             assert_eq!(properties.get("key"), Some(value));
         }
+    }
+
+    #[test]
+    fn the_text_of_a_request_is_bounded() {
+        let longest = "a".repeat(CONFIG_REQUEST_BYTES_MAX);
+        let read = Properties::parse_request(longest.as_bytes()).unwrap();
+        assert_eq!(read.get(&longest), Some(""));
+        let too_long = Properties::parse_request(format!("{longest}a").as_bytes());
+        assert_eq!(too_long.unwrap_err(), "the configuration is too long");
+        assert!(Properties::parse_request(b"\xff").is_err());
     }
 
     #[test]

@@ -57,10 +57,8 @@ pub(super) fn config(broker: &Arc<Broker>, request: &Request) -> Handled {
 /// 25: no key can change while the process runs; values that are in force already are fine.
 pub(super) fn update_config(broker: &Arc<Broker>, request: &Request) -> Handled {
     let invalid = |remark: String| Refusal::new(ResponseCode::INVALID_PARAMETER, remark);
-    let text = std::str::from_utf8(&request.command.body)
-        .map_err(|_| invalid("the configuration is not UTF-8".to_owned()))?;
-    let wanted = Properties::parse(text, "request")
-        .map_err(|error| invalid(error.to_string()))?
+    let wanted = Properties::parse_request(&request.command.body)
+        .map_err(invalid)?
         .entries;
     let black_list = &broker.config.config_black_list;
     if wanted.iter().any(|entry| black_list.contains(&entry.key)) {

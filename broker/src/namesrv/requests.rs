@@ -143,7 +143,9 @@ impl Request {
                     cluster_name: cluster_name.map(str::to_owned),
                 }
             }
-            RequestCode::UPDATE_NAMESRV_CONFIG => Self::UpdateConfig(properties(&command.body)?),
+            RequestCode::UPDATE_NAMESRV_CONFIG => Self::UpdateConfig(
+                Properties::parse_request(&command.body).map_err(Reject::system)?,
+            ),
             RequestCode::GET_NAMESRV_CONFIG => Self::GetConfig,
             _ => return Self::decode_table(command),
         })
@@ -204,9 +206,4 @@ fn queues_of(route: TopicRouteData) -> Vec<(String, Queues)> {
         (data.broker_name, queues)
     };
     route.queue_datas.into_iter().map(queues).collect()
-}
-
-fn properties(body: &[u8]) -> Result<Properties, Reject> {
-    let text = std::str::from_utf8(body).map_err(Reject::system)?;
-    Properties::parse(text, "request").map_err(Reject::system)
 }

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use super::{Registrar, RegistrarInput, register_body, serve};
 use crate::clock::manual::ManualClock;
 use crate::config::{BrokerConfig, NamesrvConfig, Surroundings};
+use crate::limits::CONFIG_REQUEST_BYTES_MAX;
 use crate::net::Net;
 use crate::net::memory::MemoryNet;
 use crate::server::frame_io::FrameClient;
@@ -172,6 +173,12 @@ async fn requests_that_cannot_be_served_are_answered_with_their_reason() {
                 .with_body(Bytes::from_static(b"kvConfigPath=/tmp/x")),
             16,
             "key 'kvConfigPath' may not be changed",
+        ),
+        (
+            RemotingCommand::request(RequestCode::UPDATE_NAMESRV_CONFIG)
+                .with_body(Bytes::from(vec![b'k'; CONFIG_REQUEST_BYTES_MAX + 1])),
+            1,
+            "the configuration is too long",
         ),
     ];
     for (request, code, remark) in cases {
