@@ -6,6 +6,9 @@
 //!
 //!     RAFTMQ_FUZZ_SECONDS=600 cargo test --release -p raftmq-tests --test fuzz -- --nocapture
 
+#[path = "fuzz/counting.rs"]
+mod counting;
+
 use std::panic::{self, AssertUnwindSafe};
 use std::time::{Duration, Instant};
 
@@ -88,9 +91,19 @@ fn fuzz(target: Target, seed: u64, time: Duration) -> (u64, Duration) {
 }
 
 fn execute(target: Target, input: &[u8]) {
-    let result = panic::catch_unwind(AssertUnwindSafe(|| (target.run)(input)));
+    let mut result = Ok(());
+    let peak = counting::peak_of(|| {
+        result = panic::catch_unwind(AssertUnwindSafe(|| (target.run)(input)));
+    });
     let hex = || -> String { input.iter().map(|byte| format!("{byte:02x}")).collect() };
     assert!(result.is_ok(), "{} breaks on {}", target.name, hex());
+    let most = target.memory.most(input.len());
+    assert!(
+        peak <= most,
+        "{} takes {peak} bytes for {}",
+        target.name,
+        hex()
+    );
 }
 
 /// A changed copy of one of the inputs.

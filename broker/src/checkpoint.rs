@@ -134,7 +134,7 @@ fn damaged(section: &str) -> StoreError {
     )
 }
 
-fn membership_section(record: &MembershipRecord) -> Bytes {
+pub(crate) fn membership_section(record: &MembershipRecord) -> Bytes {
     let mut bytes = Vec::with_capacity(17 + record.json.len());
     let (term, index) = record.id.unwrap_or_default();
     bytes.push(u8::from(record.id.is_some()));

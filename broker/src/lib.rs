@@ -8,6 +8,8 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 mod disk_guard;
+#[doc(hidden)]
+pub mod fuzzing;
 mod handler;
 pub mod host;
 pub mod http;

@@ -13,9 +13,12 @@ use raftmq_state::{
     Command, CommitMode, EncodedCommand, EntryPosition, OffsetCommit, Output, PayloadBuilder, State,
 };
 use raftmq_store::checkpoint::Checkpoint;
-use raftmq_store::{CommitLog, Disk, EntryKind, Identity, LogConfig, LogId, LogPosition, NewEntry};
+use raftmq_store::{
+    CommitLog, Disk, EntryKind, HEADER_BYTES, Identity, LogConfig, LogId, LogPosition, NewEntry,
+};
 
-use super::stored::join;
+use super::examples;
+use super::stored::{DATA_FILES, join};
 use crate::sim::disk::SimDisk;
 
 /// Valid inputs of a target.
@@ -36,7 +39,7 @@ pub fn corpus(target: &str) -> Vec<Vec<u8>> {
         "store_checkpoint" => vec![checkpoint()],
         "log_position" => vec![position()],
         "data_folder" => vec![data_folder()],
-        _ => Vec::new(),
+        _ => examples::of(target),
     }
 }
 
@@ -156,7 +159,7 @@ fn payload() -> Bytes {
     payload.finish()
 }
 
-fn state() -> State {
+pub(super) fn state() -> State {
     let (mut state, mut output) = (State::new(), Output::default());
     let position = EntryPosition {
         index: 1,
@@ -188,7 +191,7 @@ fn id(index: u64) -> LogId {
     }
 }
 
-fn position() -> Vec<u8> {
+pub(super) fn position() -> Vec<u8> {
     let position = LogPosition {
         id: id(5),
         end_physical: 4000,
@@ -214,7 +217,8 @@ fn data_folder() -> Vec<u8> {
         id: id(index),
         kind: EntryKind::Normal,
         count: 1,
-        payload: Bytes::from(vec![7; 1600]),
+        // Two of them fill a segment.
+        payload: Bytes::from(vec![7; 2048 - HEADER_BYTES]),
     });
     log.append(entries.collect(), Box::new(|_| {}))
         .and_then(|()| log.flush())
@@ -227,23 +231,11 @@ fn data_folder() -> Vec<u8> {
         format_version: raftmq_store::FORMAT_VERSION,
     };
     Identity::open_or_create(&disk, dir, &identity, "i", true).expect("the disk works");
-    let names = disk.list(dir).expect("the disk works");
-    let mut parts: Vec<(bool, Vec<u8>)> = Vec::new();
-    for name in ["vote"].into_iter().map(str::to_owned).chain(
-        names
-            .iter()
-            .filter(|name| name.len() == 20 && name.starts_with('0'))
-            .cloned(),
-    ) {
-        let file = disk.open(&dir.join(&name)).expect("it is there");
+    let content = |name: &&str| {
+        let file = disk.open(&dir.join(name)).expect("it is there");
         let mut content = vec![0; file.len().expect("the disk works") as usize];
         file.read_exact_at(&mut content, 0).expect("the disk works");
-        parts.push((true, content));
-    }
-    join(
-        &parts
-            .into_iter()
-            .map(|(_, content)| content)
-            .collect::<Vec<_>>(),
-    )
+        content
+    };
+    join(&DATA_FILES.iter().map(content).collect::<Vec<_>>())
 }

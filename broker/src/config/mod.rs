@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 mod broker;
 mod field;
+pub(crate) mod fuzzing;
 mod keys;
 mod namesrv;
 mod peers;

@@ -4,6 +4,7 @@
 //! request and `state` answers it over them; `server` owns the listener and the state; `registrar` keeps a broker
 //! registered with name servers, ours or RocketMQ's.
 
+pub(crate) mod fuzzing;
 mod kv_config;
 mod register_body;
 mod registrar;

@@ -82,6 +82,12 @@ fn parse(body: &[u8]) -> Result<(DataVersion, Topics), Reject> {
     Ok((wrapper.data_version, topics.collect()))
 }
 
+/// How many topics a body names; 0 when it is refused.
+pub(super) fn count_topics(body: &[u8], compressed: bool) -> usize {
+    let read = if compressed { inflate } else { parse };
+    read(body).map_or(0, |(_, topics)| topics.len())
+}
+
 /// The compressed form: zlib over length-prefixed parts, the version, the number of topics, then
 /// one line per topic. What follows (filter servers, static topics) is of no concern here.
 fn inflate(body: &[u8]) -> Result<(DataVersion, Topics), Reject> {

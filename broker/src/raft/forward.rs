@@ -46,7 +46,7 @@ pub enum ForwardError {
     Unknown,
 }
 
-type Answer = Result<Option<RemotingCommand>, ForwardError>;
+pub(super) type Answer = Result<Option<RemotingCommand>, ForwardError>;
 
 #[derive(Debug)]
 struct Outgoing {
@@ -190,7 +190,7 @@ async fn exchange(
     }
 }
 
-fn encode_request(id: u64, peer: SocketAddr, frame: &[u8]) -> Bytes {
+pub(super) fn encode_request(id: u64, peer: SocketAddr, frame: &[u8]) -> Bytes {
     let peer = peer.to_string();
     let mut out = BytesMut::with_capacity(64 + frame.len());
     put_frame(&mut out, Kind::Forward, |out| {
@@ -244,7 +244,7 @@ pub(super) fn encode_answer(id: u64, answer: ForwardOutcome) -> Bytes {
     out.freeze()
 }
 
-fn decode_answer(mut body: Bytes) -> Result<(u64, Answer), io::Error> {
+pub(super) fn decode_answer(mut body: Bytes) -> Result<(u64, Answer), io::Error> {
     let id = body
         .try_get_u64_le()
         .map_err(|_| malformed("forward result"))?;

@@ -6,6 +6,7 @@
 
 mod dead_leader;
 mod forward;
+pub(crate) mod fuzzing;
 mod group;
 mod log_store;
 mod machine;

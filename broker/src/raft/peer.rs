@@ -183,7 +183,7 @@ pub(crate) async fn connect(
 }
 
 /// The answer of a peer; versions without incarnations send nothing or the refusal as text.
-fn read_answer(body: &[u8]) -> HelloAnswer {
+pub(super) fn read_answer(body: &[u8]) -> HelloAnswer {
     if body.is_empty() {
         return HelloAnswer::default();
     }

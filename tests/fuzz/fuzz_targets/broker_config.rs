@@ -1,0 +1,5 @@
+//! `broker_config` of `tests/fuzz` for cargo-fuzz.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| (raftmq_tests::fuzz::target("broker_config").unwrap().run)(bytes));

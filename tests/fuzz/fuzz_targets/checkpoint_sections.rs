@@ -1,0 +1,5 @@
+//! `checkpoint_sections` of `tests/fuzz` for cargo-fuzz.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| (raftmq_tests::fuzz::target("checkpoint_sections").unwrap().run)(bytes));

@@ -1,0 +1,5 @@
+//! `json_body` of `tests/fuzz` for cargo-fuzz.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| (raftmq_tests::fuzz::target("json_body").unwrap().run)(bytes));

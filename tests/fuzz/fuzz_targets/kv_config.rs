@@ -1,0 +1,5 @@
+//! `kv_config` of `tests/fuzz` for cargo-fuzz.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| (raftmq_tests::fuzz::target("kv_config").unwrap().run)(bytes));

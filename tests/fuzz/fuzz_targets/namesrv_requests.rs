@@ -1,0 +1,5 @@
+//! `namesrv_requests` of `tests/fuzz` for cargo-fuzz.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| (raftmq_tests::fuzz::target("namesrv_requests").unwrap().run)(bytes));

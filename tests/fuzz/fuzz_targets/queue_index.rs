@@ -1,0 +1,5 @@
+//! `queue_index` of `tests/fuzz` for cargo-fuzz.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| (raftmq_tests::fuzz::target("queue_index").unwrap().run)(bytes));

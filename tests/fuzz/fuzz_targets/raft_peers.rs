@@ -1,0 +1,5 @@
+//! `raft_peers` of `tests/fuzz` for cargo-fuzz.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| (raftmq_tests::fuzz::target("raft_peers").unwrap().run)(bytes));
