@@ -133,6 +133,7 @@ fn write(report: &Report, took: Duration) {
     println!("acknowledged {}", report.acknowledged);
     println!("segments {}", report.trace.1);
     println!("recovered_ms {}", report.recovered_ms);
+    println!("membership_changes {}", report.membership_changes);
     println!("trace {:016x}", report.trace.0);
     for (fault, times) in &report.faults {
         println!("fault {fault:?} {times}");
@@ -145,62 +146,36 @@ fn write(report: &Report, took: Duration) {
     }
 }
 
+/// The number behind a name in what a child wrote.
+fn value(lines: &[String], name: &str) -> u64 {
+    let line = lines.iter().find_map(|line| line.strip_prefix(name));
+    line.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+}
+
 /// Prints the figures of all and says what failed.
 fn tell(results: &BTreeMap<u64, (u64, Vec<String>)>, took: Duration) -> ExitCode {
-    let value = |lines: &[String], name: &str| -> u64 {
-        let line = lines.iter().find_map(|line| line.strip_prefix(name));
-        line.and_then(|text| text.trim().parse().ok()).unwrap_or(0)
-    };
-    let trace = |number: u64| {
-        let lines = &results[&number].1;
-        lines
-            .iter()
-            .find(|line| line.starts_with("trace "))
-            .cloned()
-    };
     let mut failed = 0;
-    let mut sums: BTreeMap<String, u64> = BTreeMap::new();
+    let mut sums = BTreeMap::new();
     for (seed, lines) in results.values() {
-        let problems: Vec<&String> = lines
-            .iter()
-            .filter(|line| line.starts_with("problem "))
-            .collect();
-        let state = if problems.is_empty() { "ok" } else { "FAILED" };
+        let problem = |line: &&String| line.starts_with("problem ");
+        let problems: Vec<&String> = lines.iter().filter(problem).collect();
         println!(
-            "test seed {seed}: {} simulated s in {} ms, {} operations ... {state}",
+            "test seed {seed}: {} simulated s in {} ms, {} operations ... {}",
             value(lines, "simulated_ms ") / 1_000,
             value(lines, "real_ms "),
             value(lines, "operations "),
+            if problems.is_empty() { "ok" } else { "FAILED" },
         );
         failed += u64::from(!problems.is_empty());
         for problem in problems {
             println!("  {problem}");
         }
-        for name in [
-            "simulated_ms",
-            "real_ms",
-            "operations",
-            "acknowledged",
-            "segments",
-        ] {
-            *sums.entry(name.to_owned()).or_default() += value(lines, &format!("{name} "));
-        }
-        let slowest = value(lines, "recovered_ms ");
-        let longest = sums.entry("longest recovery, ms".to_owned()).or_default();
-        *longest = slowest.max(*longest);
-        for line in lines {
-            if let Some(("fault", rest)) = line.split_once(' ') {
-                let (kind, times) = rest.split_once(' ').unwrap_or((rest, "0"));
-                let times: u64 = times.parse().unwrap_or(0);
-                *sums.entry(format!("fault {kind}")).or_default() += times;
-            }
-            if let Some(("end", rest)) = line.split_once(' ') {
-                let (times, reason) = rest.split_once(' ').unwrap_or(("0", rest));
-                let times: u64 = times.parse().unwrap_or(0);
-                *sums.entry(format!("process ended: {reason}")).or_default() += times;
-            }
-        }
+        add(&mut sums, lines);
     }
+    let trace = |number: u64| {
+        let (_, lines) = results.get(&number)?;
+        lines.iter().find(|line| line.starts_with("trace "))
+    };
     let same = trace(0).is_some() && trace(0) == trace(1);
     let state = if same { "ok" } else { "FAILED" };
     println!("test an equal seed runs equally ... {state}");
@@ -222,5 +197,37 @@ fn tell(results: &BTreeMap<u64, (u64, Vec<String>)>, took: Duration) -> ExitCode
         ExitCode::SUCCESS
     } else {
         ExitCode::FAILURE
+    }
+}
+
+/// Adds the figures of one seed.
+fn add(sums: &mut BTreeMap<String, u64>, lines: &[String]) {
+    for name in [
+        "simulated_ms",
+        "real_ms",
+        "operations",
+        "acknowledged",
+        "segments",
+        "membership_changes",
+    ] {
+        *sums.entry(name.to_owned()).or_default() += value(lines, &format!("{name} "));
+    }
+    let longest = sums.entry("longest recovery, ms".to_owned()).or_default();
+    *longest = value(lines, "recovered_ms ").max(*longest);
+    for line in lines {
+        let Some((kind, rest)) = line.split_once(' ') else {
+            continue;
+        };
+        let (times, name) = match kind {
+            "fault" => rest.rsplit_once(' ').map_or(("0", rest), |(a, b)| (b, a)),
+            "end" => rest.split_once(' ').unwrap_or(("0", rest)),
+            _ => continue,
+        };
+        let name = match kind {
+            "fault" => format!("fault {name}"),
+            // The path behind it differs each time.
+            _ => format!("process ended: {}", name.split('/').next().unwrap_or(name)),
+        };
+        *sums.entry(name).or_default() += times.parse().unwrap_or(0);
     }
 }

@@ -54,7 +54,7 @@ pub struct Report {
     /// Processes that ended themselves, by reason.
     pub ends: BTreeMap<String, u64>,
     /// Changes of the membership that were asked for.
-    pub members_replaced: u64,
+    pub membership_changes: u64,
     /// How long it took after the last fault until everything could be done. Unit: ms.
     pub recovered_ms: u64,
     /// Equal for equal runs: everything that went over the network, with its time.
@@ -250,7 +250,7 @@ impl Trial {
         for (_, _, reason) in &self.cluster.ends {
             *report.ends.entry(reason.clone()).or_default() += 1;
         }
-        report.members_replaced = self.membership.changes;
+        report.membership_changes = self.membership.changes;
         report.trace = self.cluster.network.trace();
         report
     }
