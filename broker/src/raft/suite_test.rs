@@ -156,7 +156,7 @@ impl Node {
         RaftMachine::new(RaftMachineParts {
             machine: Arc::clone(&self.machine),
             checkpoints: Arc::clone(&self.checkpoints),
-            writer: writer.unwrap(),
+            writer,
             snapshot_target: Arc::clone(&self.target),
             boundary: Arc::clone(&self.boundary),
             applied: None,
