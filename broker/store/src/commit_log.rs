@@ -16,6 +16,7 @@ use crate::config::LogConfig;
 use crate::disk::{Disk, DiskLock};
 use crate::error::StoreError;
 use crate::flush::{FlushState, Flusher, Operation, PendingEntry, Queue, complete};
+use crate::mend::Noted;
 use crate::position::LogPosition;
 use crate::prealloc::{PreallocState, Preallocator};
 use crate::record::{HEADER_BYTES, Header, LogId, NewEntry, PAYLOAD_BYTES_MAX, StoredEntry};
@@ -42,6 +43,7 @@ pub struct CommitLog {
     closed: AtomicBool,
     pub(crate) prealloc: PreallocState,
     pub(crate) space: SpaceState,
+    pub(crate) noted: Noted,
     _lock: Box<dyn DiskLock>,
 }
 
@@ -115,6 +117,7 @@ impl CommitLog {
             closed: AtomicBool::new(false),
             prealloc: PreallocState::default(),
             space: SpaceState::default(),
+            noted: Noted::default(),
             _lock: lock,
         }
     }
@@ -294,6 +297,10 @@ impl CommitLog {
 
     pub(crate) fn disk(&self) -> &dyn Disk {
         self.disk.as_ref()
+    }
+
+    pub(crate) fn disk_handle(&self) -> Arc<dyn Disk> {
+        self.disk.clone()
     }
 
     pub(crate) fn dir(&self) -> &Path {

@@ -157,6 +157,7 @@ impl CommitLog {
     }
 
     fn purge_flushed(&self, id: LogId) -> Result<Vec<Arc<Segment>>, StoreError> {
+        let guarded = self.is_guarded();
         let (marks, kept_from) = {
             let state = self.state();
             let begun = state
@@ -172,6 +173,7 @@ impl CommitLog {
                 start_physical,
                 start_crc,
                 resetting: false,
+                guarded,
             };
             (marks, kept_from)
         };
@@ -204,6 +206,7 @@ impl CommitLog {
             start_physical: next_physical,
             start_crc: previous_crc,
             resetting: true,
+            guarded: self.is_guarded(),
         };
         self.reset_to(&mut io, purged, marks)
             .inspect_err(|error| self.fail(&error.to_string()))

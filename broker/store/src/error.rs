@@ -98,6 +98,11 @@ impl StoreError {
         ))
     }
 
+    /// Whether stored bytes are damaged.
+    pub fn is_corrupt(&self) -> bool {
+        matches!(self, Self::Corrupt { .. })
+    }
+
     /// A decoding error.
     pub fn decode(what: &'static str, reason: impl Into<String>) -> Self {
         Self::Decode {

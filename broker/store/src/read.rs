@@ -67,7 +67,7 @@ impl CommitLog {
             let epoch = self.cut_epoch();
             let result = read();
             if self.cut_epoch() == epoch {
-                return result;
+                return result.inspect_err(|error| self.note_damage(error));
             }
         }
     }
@@ -226,16 +226,17 @@ impl CommitLog {
                 .then(|| state.tail.bytes(tail_start, (end - tail_start) as usize))
                 .flatten();
             (
-                state.segments_of(physical_offset, end.min(tail_start)),
+                state.segments_of(physical_offset, end.min(tail_start), tail_start),
                 in_tail,
             )
         };
         let mut buffer = vec![0; len];
         let mut position = physical_offset;
-        for (segment, piece_end) in pieces.drain(..) {
+        for (segment, piece_end, entries_end) in pieces.drain(..) {
             let from = (position - physical_offset) as usize;
             let to = (piece_end - physical_offset) as usize;
-            segment.read_exact(self.disk(), &mut buffer[from..to], position)?;
+            let piece = &mut buffer[from..to];
+            segment.read_verified(self.disk(), piece, position, entries_end)?;
             position = piece_end;
         }
         if let Some(tail) = in_tail {
@@ -337,8 +338,9 @@ impl LogState {
         })
     }
 
-    /// The segments of an address range, each with the address where its part ends.
-    fn segments_of(&self, from: u64, to: u64) -> Vec<(Arc<Segment>, u64)> {
+    /// The segments of an address range, each with the address where its part ends, and the one
+    /// where its entries do that are not in the tail.
+    fn segments_of(&self, from: u64, to: u64, tail_start: u64) -> Vec<(Arc<Segment>, u64, u64)> {
         let first = self
             .segments
             .partition_point(|segment| segment.base <= from)
@@ -348,11 +350,9 @@ impl LogState {
             if segment.base >= to {
                 break;
             }
-            let end = self
-                .segments
-                .get(at + 1)
-                .map_or(to, |next| next.base.min(to));
-            pieces.push((segment.clone(), end));
+            let next = self.segments.get(at + 1);
+            let end = next.map_or(tail_start, |next| next.base.min(tail_start));
+            pieces.push((segment.clone(), end.min(to), end));
         }
         pieces
     }

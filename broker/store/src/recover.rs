@@ -12,6 +12,7 @@
 use std::io;
 use std::sync::Arc;
 
+use crate::behind::look_behind;
 use crate::commit_log::{CommitLog, End, LogState};
 use crate::config::LogConfig;
 use crate::cut::{remove_all_segments, remove_if_there};
@@ -22,9 +23,8 @@ use crate::identity::lock_folder;
 use crate::position::LogPosition;
 use crate::prealloc::{NEW_SPARE_NAME, Preallocator, find_spare};
 use crate::record::{HEADER_BYTES, Header, LogId};
-use crate::segment::{
-    Cursor, SCAN_BYTES, ScanStop, Segment, base_of, file_name, look_behind, scan,
-};
+use crate::repair::SPOOL_NAME;
+use crate::segment::{Cursor, SCAN_BYTES, ScanStop, Segment, base_of, file_name, scan};
 use crate::tail::Tail;
 use crate::vote::{Hints, Marks, VoteFile};
 
@@ -414,7 +414,7 @@ impl<'a> Recovery<'a> {
         for name in others {
             let sidecar = name.strip_suffix(".sparse").and_then(base_of);
             let orphan = sidecar.is_some_and(|base| base < start || base >= active);
-            if orphan || name == NEW_SPARE_NAME {
+            if orphan || name == NEW_SPARE_NAME || name == SPOOL_NAME {
                 remove_if_there(self.disk, &config.dir.join(name))?;
             }
         }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 use crate::disk::{Disk, DiskFile};
 use crate::error::StoreError;
-use crate::record::{HEADER_BYTES, Header, HeaderFault, LogId, MAGIC_VERSION};
+use crate::record::{HEADER_BYTES, Header, HeaderFault, LogId};
 use crate::sparse::{Point, STEP_BYTES, Sparse};
 
 /// Bytes read at once while headers are walked.
@@ -218,8 +218,29 @@ impl Segment {
         index: u64,
         end: u64,
     ) -> Result<Point, StoreError> {
-        if let Some(point) = self.sparse().at_or_before(index) {
-            return Ok(point);
+        self.known_point(disk, end, |sparse| sparse.at_or_before(index))?
+            .ok_or_else(|| self.corrupt(self.base, format!("index {index} is not in it")))
+    }
+
+    /// The nearest known point at or before an address.
+    pub(crate) fn point_before_physical(
+        &self,
+        disk: &dyn Disk,
+        physical: u64,
+        end: u64,
+    ) -> Result<Point, StoreError> {
+        self.known_point(disk, end, |sparse| sparse.at_or_before_physical(physical))?
+            .ok_or_else(|| self.corrupt(self.base, format!("{physical} is not in it")))
+    }
+
+    fn known_point(
+        &self,
+        disk: &dyn Disk,
+        end: u64,
+        find: impl Fn(&Sparse) -> Option<Point>,
+    ) -> Result<Option<Point>, StoreError> {
+        if let Some(point) = find(&self.sparse()) {
+            return Ok(Some(point));
         }
         // A segment that was not scanned at the start, or only its last part.
         let known_from = self.sparse().first().map_or(end, |first| first.physical);
@@ -234,9 +255,7 @@ impl Segment {
         {
             sparse.prepend(front);
         }
-        sparse
-            .at_or_before(index)
-            .ok_or_else(|| self.corrupt(self.base, format!("index {index} is not in it")))
+        Ok(find(&sparse))
     }
 
     /// An error that says what is wrong with this segment at `physical_offset`.
@@ -365,9 +384,20 @@ pub(crate) fn scan(
     reader: &mut ChunkReader<'_>,
     cursor: &mut Cursor,
     end: u64,
+    on_entry: impl FnMut(&Header),
+) -> Result<ScanStop, StoreError> {
+    scan_until(reader, cursor, end, end, on_entry)
+}
+
+/// As [`scan`], but it ends with the entry that reaches `until`.
+pub(crate) fn scan_until(
+    reader: &mut ChunkReader<'_>,
+    cursor: &mut Cursor,
+    end: u64,
+    until: u64,
     mut on_entry: impl FnMut(&Header),
 ) -> Result<ScanStop, StoreError> {
-    while cursor.physical < end {
+    while cursor.physical < until {
         let bytes = reader.get(cursor.physical, HEADER_BYTES)?;
         let (header, crc) = match Header::decode(bytes) {
             Ok(decoded) => decoded,
@@ -410,54 +440,6 @@ pub(crate) fn scan(
         cursor.last = Some(header.id);
     }
     Ok(ScanStop::End)
-}
-
-/// What lies behind the last whole entry.
-pub(crate) struct Behind {
-    pub(crate) all_zero: bool,
-    /// Address of the last header that is whole and belongs where it is.
-    pub(crate) last_header: Option<u64>,
-}
-
-/// Looks through `from..file_end` for anything that was ever written there.
-pub(crate) fn look_behind(
-    reader: &mut ChunkReader<'_>,
-    from: u64,
-    file_end: u64,
-) -> Result<Behind, StoreError> {
-    /// Candidates begin below this distance from the chunk's start; the rest is their headers.
-    const STEP_BYTES: usize = SCAN_BYTES - HEADER_BYTES;
-    static ZEROS: [u8; SCAN_BYTES] = [0; SCAN_BYTES];
-    let mut behind = Behind {
-        all_zero: true,
-        last_header: None,
-    };
-    let mut at = from;
-    while at < file_end {
-        let chunk = reader.get(at, SCAN_BYTES)?;
-        if chunk.is_empty() {
-            break;
-        }
-        if chunk != &ZEROS[..chunk.len()] {
-            behind.all_zero = false;
-            for place in 0..chunk.len().min(STEP_BYTES) {
-                if chunk[place] != MAGIC_VERSION[0] || !chunk[place..].starts_with(&MAGIC_VERSION) {
-                    continue;
-                }
-                let here = Point {
-                    index: 0,
-                    physical: at + place as u64,
-                };
-                if let Ok((header, _)) = Header::decode(&chunk[place..])
-                    && header.physical_offset == here.physical
-                {
-                    behind.last_header = Some(here.physical);
-                }
-            }
-        }
-        at += STEP_BYTES as u64;
-    }
-    Ok(behind)
 }
 
 /// How far a read may begin before the entry it wants.

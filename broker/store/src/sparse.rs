@@ -44,6 +44,14 @@ impl Sparse {
         after.checked_sub(1).map(|at| self.points[at])
     }
 
+    /// The last point at or before an address, unless the noted part begins behind it.
+    pub(crate) fn at_or_before_physical(&self, physical: u64) -> Option<Point> {
+        let after = self
+            .points
+            .partition_point(|point| point.physical <= physical);
+        after.checked_sub(1).map(|at| self.points[at])
+    }
+
     /// The first point at or after `index`: an upper bound for what must be read to reach it.
     pub(crate) fn at_or_after(&self, index: u64) -> Option<Point> {
         let at = self.points.partition_point(|point| point.index < index);

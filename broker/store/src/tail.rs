@@ -87,6 +87,11 @@ impl Tail {
         self.entries.front().map(|first| first.entry.id.index)
     }
 
+    /// The oldest entry here.
+    pub(crate) fn first(&self) -> Option<&TailEntry> {
+        self.entries.front()
+    }
+
     /// The entry with this index.
     pub(crate) fn get(&self, index: u64) -> Option<&TailEntry> {
         let at = index.checked_sub(self.first_index()?)?;

@@ -39,6 +39,8 @@ pub(crate) struct Marks {
     pub(crate) start_crc: u32,
     /// A reset has begun: every segment found belongs to the log before it.
     pub(crate) resetting: bool,
+    /// Entries that this node may have acknowledged are gone: no vote until they are back (S5).
+    pub(crate) guarded: bool,
 }
 
 /// What helps at restart but may be old.
@@ -260,11 +262,15 @@ impl Marks {
         bytes.extend_from_slice(&self.start_physical.to_le_bytes());
         bytes.extend_from_slice(&self.start_crc.to_le_bytes());
         bytes.extend_from_slice(&u32::from(self.resetting).to_le_bytes());
+        if self.guarded {
+            // A longer form, so that a version which does not know of it refuses the file.
+            bytes.extend_from_slice(&1_u32.to_le_bytes());
+        }
         bytes
     }
 
     fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
-        if bytes.len() != 48 {
+        if bytes.len() != 48 && bytes.len() != 52 {
             return Err(StoreError::decode(
                 "marks of the log",
                 "the length does not match",
@@ -275,6 +281,7 @@ impl Marks {
             start_physical: u64_at(bytes, 32),
             start_crc: u32_at(bytes, 40),
             resetting: u32_at(bytes, 44) != 0,
+            guarded: bytes.len() == 52 && u32_at(bytes, 48) != 0,
         })
     }
 }
@@ -430,6 +437,7 @@ mod tests {
             start_physical: 99,
             start_crc: 7,
             resetting: true,
+            guarded: true,
         };
         let hints = Hints {
             committed: Some(id),

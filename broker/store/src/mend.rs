@@ -1,0 +1,200 @@
+//! Owns damage that is found while the log is open: noted by the reads that meet it, located,
+//! mended in place. Readers meanwhile see what their CRCs tell them.
+
+use std::collections::BTreeSet;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::behind::headers_behind;
+use crate::commit_log::CommitLog;
+use crate::error::StoreError;
+use crate::range::RangeSource;
+use crate::record::{HEADER_BYTES, Header, u32_at};
+use crate::repair::{ANCHORS_MAX, Anchor, Damage, Layout, Mender};
+use crate::segment::{Cursor, SCAN_BYTES, ScanStop, Segment, scan};
+use crate::vote::Marks;
+
+/// Damaged places remembered at a time; reads and the scrub find others again.
+const NOTED_MAX: usize = 64;
+
+/// Damage met by reads.
+#[derive(Debug, Default)]
+pub(crate) struct Noted {
+    places: Mutex<BTreeSet<u64>>,
+    repairable: AtomicBool,
+}
+
+/// A damaged range of the open log.
+#[derive(Debug)]
+pub struct LiveDamage {
+    /// What to fetch.
+    pub damage: Damage,
+    epoch: u64,
+}
+
+impl CommitLog {
+    /// Takes note of a read that met damage.
+    pub(crate) fn note_damage(&self, error: &StoreError) {
+        if let StoreError::Corrupt {
+            physical_offset, ..
+        } = error
+        {
+            let mut places = self.noted.places.lock().expect("a panic ends the process");
+            if places.len() < NOTED_MAX {
+                places.insert(*physical_offset);
+            }
+        }
+    }
+
+    /// The first place that was noted, which is forgotten.
+    pub fn take_damaged(&self) -> Option<u64> {
+        let mut places = self.noted.places.lock().expect("a panic ends the process");
+        places.pop_first()
+    }
+
+    /// Says that somebody mends what is noted: then a damaged entry is worth waiting for.
+    pub fn set_repairable(&self) {
+        self.noted.repairable.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether somebody mends what is noted.
+    pub fn is_repairable(&self) -> bool {
+        self.noted.repairable.load(Ordering::Relaxed)
+    }
+
+    /// The files of the log, for peers.
+    pub fn range_source(&self) -> RangeSource {
+        RangeSource::new(self.disk_handle(), self.dir())
+    }
+
+    /// Whether this node may not vote (S5).
+    pub fn is_guarded(&self) -> bool {
+        self.vote_file().marks().guarded
+    }
+
+    /// Lets the node vote again; durable on return.
+    pub fn end_guard(&self) -> Result<(), StoreError> {
+        let mut vote = self.vote_file();
+        let marks = Marks {
+            guarded: false,
+            ..vote.marks()
+        };
+        let saved = vote.save_marks(marks);
+        drop(vote);
+        saved.inspect_err(|error| self.fail(&error.to_string()))
+    }
+
+    /// The first damaged range of the segment that holds an address; `None` when it is whole, or
+    /// not on disk any more.
+    pub fn locate_damage(&self, physical: u64) -> Result<Option<LiveDamage>, StoreError> {
+        let epoch = self.cut_epoch();
+        let Some((segment, end)) = self.part_on_disk(physical) else {
+            return Ok(None);
+        };
+        let mut cursor = Cursor {
+            physical: segment.base,
+            crc: segment.previous_crc,
+            next_index: Some(segment.first_index),
+            last: None,
+        };
+        let mut reader = segment.reader(self.disk(), end.physical, SCAN_BYTES)?;
+        let reason = match scan(&mut reader, &mut cursor, end.physical, |_| ())? {
+            ScanStop::End => return Ok(None),
+            ScanStop::Zeros => "entries are missing",
+            ScanStop::Damaged(reason) | ScanStop::Stale(reason) => reason,
+        };
+        let mut anchors = Vec::new();
+        let bytes = reader.get(cursor.physical, HEADER_BYTES)?;
+        if let Ok((header, crc)) = Header::decode(bytes)
+            && header.physical_offset == cursor.physical
+            && header.previous_crc == cursor.crc
+        {
+            anchors.push(Anchor {
+                physical: header.end_physical(),
+                crc,
+            });
+        }
+        let from = cursor.physical + 1;
+        let headers = headers_behind(&mut reader, from, end.physical, ANCHORS_MAX)?;
+        anchors.extend(headers.iter().map(|header| Anchor {
+            physical: header.physical_offset,
+            crc: header.previous_crc,
+        }));
+        anchors.push(end);
+        if self.cut_epoch() != epoch {
+            return Ok(None);
+        }
+        let damage = Damage {
+            from: cursor,
+            anchors,
+            reason: reason.to_owned(),
+            layout: Layout {
+                dir: self.dir().to_owned(),
+                segment_bytes: self.config().segment_bytes,
+                files: vec![(segment.base, end.physical)],
+            },
+        };
+        Ok(Some(LiveDamage { damage, epoch }))
+    }
+
+    /// The segment of an address and the end of what of it is not in memory: that is written, and
+    /// what follows it is known.
+    fn part_on_disk(&self, physical: u64) -> Option<(std::sync::Arc<Segment>, Anchor)> {
+        let state = self.state();
+        let after = (state.segments).partition_point(|segment| segment.base <= physical);
+        let segment = state.segments.get(after.checked_sub(1)?)?.clone();
+        let end = match state.segments.get(after) {
+            Some(next) => Anchor {
+                physical: next.base,
+                crc: next.previous_crc,
+            },
+            None => match state.tail.first() {
+                Some(first) => Anchor {
+                    physical: first.entry.physical_offset,
+                    crc: u32_at(&first.header, 52),
+                },
+                None => Anchor {
+                    physical: state.end.physical,
+                    crc: state.end.crc,
+                },
+            },
+        };
+        (segment.base < end.physical && segment.written() >= end.physical).then_some((segment, end))
+    }
+
+    /// Writes a proven range; durable on return. False when the log was cut meanwhile.
+    pub fn mend(&self, found: &LiveDamage, mender: &Mender) -> Result<bool, StoreError> {
+        for piece in mender.pieces() {
+            let Some((segment, _)) = self.part_on_disk(piece.base) else {
+                return Ok(false);
+            };
+            let mut is_cut = false;
+            mender.write_piece(*piece, |bytes, physical| {
+                // One step at a time, so that the flusher waits for no more than that.
+                let _io = self.io();
+                is_cut |= self.cut_epoch() != found.epoch;
+                if is_cut {
+                    return Ok(());
+                }
+                let written = segment
+                    .file(self.disk())?
+                    .write_all_at(bytes, physical - segment.base);
+                self.judge(&segment, written)
+            })?;
+            if is_cut {
+                return Ok(false);
+            }
+            let synced = segment.file(self.disk())?.sync_data();
+            self.judge(&segment, synced)?;
+        }
+        mender.remove_spool()?;
+        Ok(true)
+    }
+
+    /// A failed write or sync of a segment is final, as everywhere (S4).
+    fn judge(&self, segment: &Segment, result: std::io::Result<()>) -> Result<(), StoreError> {
+        let result =
+            result.map_err(|source| StoreError::io("repair segment", segment.path(), source));
+        result.inspect_err(|error| self.fail(&error.to_string()))
+    }
+}

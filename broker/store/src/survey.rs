@@ -1,0 +1,267 @@
+//! Owns reading a log that did not open, damage by damage, so that each can be mended. It reads all
+//! of it, also what a start takes for whole because a checkpoint covers it.
+//!
+//! What is no damage: an end that was being written, which [`crate::CommitLog::open`] cuts. What
+//! cannot be mended is an end behind which nothing is known any more although it was synced. It may
+//! be cut all the same, if the node casts no vote until its log is complete again: first that is
+//! noted durably (S5), then the watermark comes down, then files go, newest first.
+
+use std::sync::Arc;
+
+use crate::behind::{headers_behind, look_behind};
+use crate::config::LogConfig;
+use crate::cut::remove_if_there;
+use crate::disk::{Disk, DiskLock};
+use crate::error::StoreError;
+use crate::identity::lock_folder;
+use crate::position::LogPosition;
+use crate::record::{HEADER_BYTES, Header};
+use crate::repair::{ANCHORS_MAX, Anchor, Damage, Layout, Mender};
+use crate::segment::{Cursor, SCAN_BYTES, ScanStop, Segment, base_of, file_name, scan};
+use crate::vote::{Hints, Marks, VoteFile};
+
+/// What a survey came to.
+#[derive(Debug)]
+pub enum Found {
+    /// The end of the log.
+    End,
+    /// A range that peers can mend.
+    Damage(Damage),
+    /// An end that is gone although it was synced, and behind which nothing is left to go by.
+    LostEnd {
+        /// Address after the last whole entry.
+        physical: u64,
+        /// Address up to which entries are known to have been there.
+        synced_physical: u64,
+        /// What is wrong there.
+        reason: String,
+    },
+}
+
+/// Reads a log from its beginning. Holds the folder.
+#[derive(Debug)]
+pub struct Survey {
+    disk: Arc<dyn Disk>,
+    config: LogConfig,
+    vote: VoteFile,
+    /// Bases with the lengths of their files.
+    files: Vec<(u64, u64)>,
+    cursor: Cursor,
+    /// Where the newest checkpoint stands: entries up to there were applied here.
+    checkpoint: Option<Anchor>,
+    _lock: Box<dyn DiskLock>,
+}
+
+impl Survey {
+    /// Begins to read; `start` is what [`crate::CommitLog::open`] is given.
+    pub fn begin(
+        disk: Arc<dyn Disk>,
+        config: LogConfig,
+        start: Option<&LogPosition>,
+    ) -> Result<Self, StoreError> {
+        let lock = lock_folder(disk.as_ref(), &config.dir)?;
+        let vote = VoteFile::open(disk.as_ref(), &config.dir, false)?;
+        let marks = vote.marks();
+        let mut survey = Self {
+            disk,
+            config,
+            vote,
+            files: Vec::new(),
+            cursor: Cursor {
+                physical: marks.start_physical,
+                crc: marks.start_crc,
+                // The log may begin before the purged entry, by up to a segment.
+                next_index: marks.purged.is_none().then_some(0),
+                last: None,
+            },
+            checkpoint: start.map(|start| Anchor {
+                physical: start.end_physical,
+                crc: start.crc,
+            }),
+            _lock: lock,
+        };
+        survey.list()?;
+        Ok(survey)
+    }
+
+    fn list(&mut self) -> Result<(), StoreError> {
+        let dir = &self.config.dir;
+        let names = self
+            .disk
+            .list(dir)
+            .map_err(|source| StoreError::io("list", dir, source))?;
+        let start = self.vote.marks().start_physical;
+        self.files.clear();
+        for base in names.iter().filter_map(|name| base_of(name)) {
+            let path = dir.join(file_name(base));
+            let io = |source| StoreError::io("open segment", &path, source);
+            let len = self.disk.open(&path).map_err(io)?.len().map_err(io)?;
+            if base >= start {
+                self.files.push((base, len));
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads on to the next damage.
+    pub fn next_damage(&mut self) -> Result<Found, StoreError> {
+        loop {
+            let physical = self.cursor.physical;
+            let after = self.files.partition_point(|(base, _)| *base <= physical);
+            let Some(at) = after.checked_sub(1) else {
+                return self.damaged("the first segment is missing");
+            };
+            let (base, len) = self.files[at];
+            let file_end = base.saturating_add(len);
+            let next = self.files.get(at + 1).map(|(base, _)| *base);
+            let end = next.map_or(file_end, |next| next.min(file_end));
+            let stop = if physical >= end {
+                ScanStop::End
+            } else {
+                let segment = self.segment(base);
+                let mut reader = segment.reader(self.disk.as_ref(), end, SCAN_BYTES)?;
+                scan(&mut reader, &mut self.cursor, end, |_| ())?
+            };
+            let reason = match stop {
+                ScanStop::End if next == Some(self.cursor.physical) => continue,
+                ScanStop::End => "the file is cut short",
+                ScanStop::Zeros => "entries are missing",
+                ScanStop::Damaged(reason) | ScanStop::Stale(reason) => reason,
+            };
+            if next.is_none() && self.may_end_here(base, file_end)? {
+                return Ok(Found::End);
+            }
+            return self.damaged(reason);
+        }
+    }
+
+    /// Whether the log ends at the cursor, or with an end there that was never synced.
+    fn may_end_here(&self, base: u64, file_end: u64) -> Result<bool, StoreError> {
+        let physical = self.cursor.physical;
+        let Hints {
+            synced_physical,
+            unsynced_bytes_max,
+            ..
+        } = self.vote.hints();
+        let checkpoint = self.checkpoint.map_or(0, |anchor| anchor.physical);
+        if physical < synced_physical.max(checkpoint) {
+            return Ok(false);
+        }
+        let segment = self.segment(base);
+        let mut reader = segment.reader(self.disk.as_ref(), file_end, SCAN_BYTES)?;
+        let behind = look_behind(&mut reader, physical, file_end)?;
+        let unsynced = if unsynced_bytes_max == 0 {
+            self.config.unsynced_bytes_max()
+        } else {
+            unsynced_bytes_max
+        };
+        let far = physical.saturating_add(unsynced);
+        Ok(behind.last_header.is_none_or(|valid| valid < far))
+    }
+
+    fn segment(&self, base: u64) -> Segment {
+        Segment::new(&self.config.dir, base, 0, 0)
+    }
+
+    fn damaged(&self, reason: &str) -> Result<Found, StoreError> {
+        let anchors = self.anchors()?;
+        let physical = self.cursor.physical;
+        if anchors.is_empty() {
+            return Ok(Found::LostEnd {
+                physical,
+                synced_physical: self.vote.hints().synced_physical,
+                reason: reason.to_owned(),
+            });
+        }
+        let next_bases = self.files.iter().skip(1).map(|(base, _)| *base);
+        let next_bases = next_bases.chain([u64::MAX]);
+        let files = self.files.iter().zip(next_bases);
+        let files = files.map(|((base, len), next)| (*base, base.saturating_add(*len).min(next)));
+        Ok(Found::Damage(Damage {
+            from: self.cursor.clone(),
+            anchors,
+            reason: reason.to_owned(),
+            layout: Layout {
+                dir: self.config.dir.clone(),
+                segment_bytes: self.config.segment_bytes.max(4096),
+                files: files.collect(),
+            },
+        }))
+    }
+
+    /// Places behind the cursor where the log goes on.
+    fn anchors(&self) -> Result<Vec<Anchor>, StoreError> {
+        let physical = self.cursor.physical;
+        let mut anchors = Vec::new();
+        for (at, (base, len)) in self.files.iter().enumerate() {
+            let file_end = base.saturating_add(*len);
+            let end = self.files.get(at + 1).map_or(file_end, |next| next.0);
+            if end <= physical {
+                continue;
+            }
+            let segment = self.segment(*base);
+            let end = end.min(file_end);
+            let mut reader = segment.reader(self.disk.as_ref(), end, SCAN_BYTES)?;
+            if *base <= physical {
+                anchors.extend(self.end_of_damaged_payload(&mut reader)?);
+            }
+            let from = (physical + 1).max(*base);
+            let left = ANCHORS_MAX.saturating_sub(anchors.len());
+            let headers = headers_behind(&mut reader, from, end, left)?;
+            anchors.extend(headers.iter().map(|header| Anchor {
+                physical: header.physical_offset,
+                crc: header.previous_crc,
+            }));
+        }
+        anchors.extend(self.checkpoint.filter(|anchor| anchor.physical > physical));
+        anchors.sort_by_key(|anchor| anchor.physical);
+        Ok(anchors)
+    }
+
+    /// A whole header at the cursor says what the payload must be: the anchor is behind it.
+    fn end_of_damaged_payload(
+        &self,
+        reader: &mut crate::segment::ChunkReader<'_>,
+    ) -> Result<Option<Anchor>, StoreError> {
+        let bytes = reader.get(self.cursor.physical, HEADER_BYTES)?;
+        let Ok((header, crc)) = Header::decode(bytes) else {
+            return Ok(None);
+        };
+        let is_here = header.physical_offset == self.cursor.physical
+            && header.previous_crc == self.cursor.crc;
+        Ok(is_here.then_some(Anchor {
+            physical: header.end_physical(),
+            crc,
+        }))
+    }
+
+    /// Writes a proven range; durable on return. The next step reads it again.
+    pub fn mend(&mut self, mender: &Mender) -> Result<(), StoreError> {
+        mender.write()?;
+        self.list()
+    }
+
+    /// Gives a lost end up, see [`Found::LostEnd`]; [`crate::CommitLog::open`] cuts it then.
+    pub fn give_end_up(&mut self) -> Result<(), StoreError> {
+        let physical = self.cursor.physical;
+        self.vote.save_marks(Marks {
+            guarded: true,
+            ..self.vote.marks()
+        })?;
+        let hints = self.vote.hints();
+        self.vote.save_hints(Hints {
+            synced_physical: hints.synced_physical.min(physical),
+            ..hints
+        })?;
+        let dir = &self.config.dir;
+        let lost = self.files.iter().rev();
+        // The file in which it begins stays: what was synced before it is in it.
+        for (base, _) in lost.take_while(|(base, _)| *base > physical) {
+            remove_if_there(self.disk.as_ref(), &dir.join(file_name(*base)))?;
+            self.disk
+                .sync_dir(dir)
+                .map_err(|source| StoreError::io("sync", dir, source))?;
+        }
+        self.list()
+    }
+}
