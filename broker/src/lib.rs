@@ -25,6 +25,7 @@ mod raft;
 mod retention;
 mod run;
 mod schedule;
+mod scrub;
 mod server;
 mod session;
 mod stats;

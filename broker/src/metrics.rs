@@ -306,6 +306,8 @@ pub struct RaftMetrics {
     pub snapshots_installed_total: IntCounter,
     /// Connections refused because the peer returned with another disk.
     pub refused_peers_total: IntCounter,
+    /// 1 while this node casts no vote, because entries it may have acknowledged were lost.
+    pub votes_withheld: IntGauge,
     node: IntGaugeVec,
     role: IntGaugeVec,
     term: IntGauge,
@@ -335,6 +337,10 @@ impl RaftMetrics {
             refused_peers_total: counter(
                 "raft_refused_peers_total",
                 "Connections with nodes that returned with another disk.",
+            ),
+            votes_withheld: gauge(
+                "raft_votes_withheld",
+                "1 while this node casts no vote because it lost a part of its log, else 0.",
             ),
             node: labelled(
                 "node_info",

@@ -2,6 +2,7 @@
 
 mod admin;
 mod disk_threads;
+mod repair;
 mod store;
 mod tasks;
 
@@ -17,7 +18,6 @@ use tokio::{
 use self::{
     admin::Admin,
     disk_threads::start_disk_threads,
-    store::open_store,
     tasks::{background_tasks, registration},
 };
 use crate::{
@@ -25,7 +25,7 @@ use crate::{
     clock::{Clock, SystemClock},
     config::{BrokerConfig, NamesrvConfig},
     disk_guard::{self, RoomLimits},
-    host::{Host, blocking},
+    host::Host,
     http::{self, AdminOps},
     long_poll::LongPoll,
     machine::Machine,
@@ -135,11 +135,16 @@ pub async fn run_broker_on(
     let raft_listener = bind(&net, raft_address(&config), "dLegerPeers").await?;
     let client_address = SocketAddr::new(config.bind_address, config.listen_port);
     let client_listener = bind(&net, client_address, "listenPort").await?;
-    let opened = {
-        let config = config.clone();
-        blocking(move || open_store(&config, disk))
-            .await
-            .map_err(io::Error::other)??
+    let start = repair::open(
+        &config,
+        &disk,
+        &net,
+        raft_listener,
+        &metrics,
+        shutdown.clone(),
+    );
+    let Some((opened, raft_listener)) = start.await? else {
+        return Ok(());
     };
     start_disk_threads(opened.flusher, opened.preallocator, &metrics)?;
     let long_poll = Arc::new(LongPoll::default());

@@ -41,6 +41,14 @@ pub struct LogMetrics {
     pub flush_bytes: Histogram,
     /// Segments removed by retention.
     pub segments_removed_total: IntCounter,
+    /// Bytes of sealed segments that the scrub has found whole.
+    pub scrubbed_bytes_total: IntCounter,
+    /// Damaged places found in the log, at the start or later.
+    pub damages_total: IntCounter,
+    /// Damaged ranges mended with bytes of peers.
+    pub repaired_ranges_total: IntCounter,
+    /// Their bytes.
+    pub repaired_bytes_total: IntCounter,
     waiting_bytes: IntGauge,
     flush_oldest_seconds: Gauge,
     bytes: IntGauge,
@@ -56,6 +64,7 @@ impl LogMetrics {
         let histogram = |name, help, buckets| histogram(registry, name, help, buckets);
         let gauge = |name, help| gauge(registry, name, help);
         let float = |name, help| float_gauge(registry, name, help);
+        let counter = |name, help| counter(registry, name, help);
         Self {
             proposal_commands: histogram(
                 "proposal_commands",
@@ -69,8 +78,20 @@ impl LogMetrics {
                 &LATENCY_BUCKETS,
             ),
             flush_bytes: histogram("flush_bytes", "Bytes in one flush.", &BYTES_BUCKETS),
+            scrubbed_bytes_total: counter(
+                "log_scrubbed_bytes_total",
+                "Bytes of sealed segments read again and found whole.",
+            ),
+            damages_total: counter("log_damages_total", "Damaged places found in the log."),
+            repaired_ranges_total: counter(
+                "log_repaired_ranges_total",
+                "Damaged ranges of the log mended from peers.",
+            ),
+            repaired_bytes_total: counter(
+                "log_repaired_bytes_total",
+                "Bytes of the log mended from peers.",
+            ),
             segments_removed_total: counter(
-                registry,
                 "log_segments_removed_total",
                 "Segments removed by retention.",
             ),

@@ -19,13 +19,15 @@ use openraft::{
 };
 use prometheus::IntCounter;
 use raftmq_remoting::{RemotingCommand, RequestCode, frame};
+use raftmq_store::{RangeAnswer, RangeRequest};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
-    forward,
+    forward, guard,
     machine::snapshot_meta,
     members::Members,
     peer::{self, Local},
+    repair,
     server::ForwardOutcome,
     types::{Batch, Entry, LogId, TypeConfig, Vote, decode_membership, encode_membership},
     wire::{self, Channel, Hello, HelloAnswer, Kind, WIRE_VERSION},
@@ -80,7 +82,13 @@ fn small_frame(kind: Kind, body: &Bytes) -> Option<Bytes> {
             wire::encode_snapshot_begin(&vote, length)
         }
         Kind::SnapshotResult => wire::encode_vote_only(kind, &wire::decode_vote_only(raw).ok()?),
-        Kind::SnapshotChunk | Kind::TransferResult => wire::encode_raw(kind, body),
+        Kind::Range => repair::encode_request(repair::decode_request(raw).ok()?),
+        Kind::RangeResult => repair::encode_answer(&repair::decode_answer(raw).ok()?),
+        Kind::EndLostResult => {
+            let (vote, last) = guard::decode_answer(raw).ok()??;
+            guard::encode_answer(&vote, Some(&last))
+        }
+        Kind::SnapshotChunk | Kind::TransferResult | Kind::EndLost => wire::encode_raw(kind, body),
         Kind::Append | Kind::AppendResult | Kind::Forward | Kind::ForwardResult => return None,
     })
 }
@@ -108,6 +116,15 @@ pub fn raft_frame_examples() -> Vec<Vec<u8>> {
         wire::encode_snapshot_begin(&vote, 1000),
         wire::encode_raw(Kind::SnapshotChunk, b"bytes"),
         wire::encode_vote_only(Kind::SnapshotResult, &vote),
+        repair::encode_request(RangeRequest {
+            physical: 7,
+            previous_crc: 8,
+            skip: 9,
+        }),
+        repair::encode_answer(&RangeAnswer::Bytes(Bytes::from_static(b"bytes"))),
+        wire::encode_raw(Kind::EndLost, &[]),
+        guard::encode_answer(&vote, Some(&id)),
+        hello_frame(Channel::Repair),
         hello_frame(Channel::Append),
         hello_frame(Channel::Forward),
     ];

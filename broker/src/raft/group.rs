@@ -35,6 +35,10 @@ impl Consensus {
     /// # Errors
     /// When Raft stopped or the configuration does not name this node.
     pub(super) async fn form_group_of_peers(&self, config: &RaftConfig) -> Result<(), io::Error> {
+        if self.log.is_guarded() {
+            // It has a group, whether or not its log tells any more.
+            return Ok(());
+        }
         let members = config.peers.iter().map(|peer| {
             let node = PeerNode {
                 address: peer.address.clone(),

@@ -7,6 +7,7 @@ use std::{
     io,
     ops::{Bound, RangeBounds, RangeInclusive},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use futures::{Stream, StreamExt, stream};
@@ -16,6 +17,7 @@ use openraft::{
     vote::leader_id_std,
 };
 use raftmq_store::{CommitLog, LogId as StoreLogId, LogPosition, StoreError};
+use tokio::time::sleep;
 
 use super::types::{Entry, LogId, TypeConfig, Vote, from_stored, log_id, store_id, to_stored};
 
@@ -24,6 +26,9 @@ use super::types::{Entry, LogId, TypeConfig, Vote, from_stored, log_id, store_id
 const REPLICATION_READ_BYTES: u64 = 1 << 20;
 /// Most bytes of entries one step of a read for applying returns.
 const APPLY_READ_BYTES: u64 = 4 << 20;
+
+/// Pause between looks whether a damaged entry is mended.
+const MEND_PAUSE: Duration = Duration::from_millis(20);
 
 /// Where the log continues after a snapshot. Filled in by whoever receives or installs the
 /// snapshot, used when Raft then purges the log up to it.
@@ -42,9 +47,19 @@ impl LogStore {
         Self { log, boundary }
     }
 
-    fn read(&self, from: u64, to: u64, bytes_max: u64) -> Result<Vec<Entry>, io::Error> {
-        let entries = self.log.read(from, to, bytes_max).map_err(storage_error)?;
-        entries.into_iter().map(from_stored).collect()
+    /// Entries from the log. A damaged one is waited for while somebody mends it: to Raft every
+    /// error of its log is the end.
+    async fn read(&self, from: u64, to: u64, bytes_max: u64) -> Result<Vec<Entry>, io::Error> {
+        loop {
+            match self.log.read(from, to, bytes_max) {
+                Err(error) if error.is_corrupt() && self.log.is_repairable() => {
+                    tracing::debug!(from, %error, "wait for a damaged entry");
+                    sleep(MEND_PAUSE).await;
+                }
+                Err(error) => return Err(storage_error(error)),
+                Ok(entries) => return entries.into_iter().map(from_stored).collect(),
+            }
+        }
     }
 
     /// `range` as `[from, to)`, clipped to the entries that exist.
@@ -119,7 +134,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
         let mut from = from.max(self.log.first_index());
         let mut entries = Vec::new();
         while from < to {
-            let read = self.read(from, to, APPLY_READ_BYTES)?;
+            let read = self.read(from, to, APPLY_READ_BYTES).await?;
             let Some(last) = read.last() else { break };
             from = last.log_id.index() + 1;
             entries.extend(read);
@@ -143,7 +158,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
                 if from >= to {
                     return None;
                 }
-                let read = store.read(from, to, APPLY_READ_BYTES);
+                let read = store.read(from, to, APPLY_READ_BYTES).await;
                 let next = match &read {
                     Ok(entries) => entries.last().map_or(to, |entry| entry.log_id.index() + 1),
                     Err(_) => to,
@@ -168,7 +183,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
         start: u64,
         end: u64,
     ) -> Result<Vec<Entry>, io::Error> {
-        self.read(start, end, REPLICATION_READ_BYTES)
+        self.read(start, end, REPLICATION_READ_BYTES).await
     }
 
     /// The last log id of every term in `range`, from the term boundaries that the commit log

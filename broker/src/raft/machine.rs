@@ -88,7 +88,7 @@ pub(super) fn membership_record(stored: &StoredMembership) -> Result<MembershipR
     })
 }
 
-fn stored_membership(record: &MembershipRecord) -> Result<StoredMembership, io::Error> {
+pub(super) fn stored_membership(record: &MembershipRecord) -> Result<StoredMembership, io::Error> {
     let Some((term, index)) = record.id else {
         return Ok(StoredMembership::default());
     };

@@ -57,6 +57,15 @@ impl Members {
             .unwrap_or_default()
     }
 
+    /// Ids and addresses of the members.
+    pub(crate) fn addresses(&self) -> Vec<(u64, String)> {
+        let current = self.current.borrow();
+        let nodes = current.nodes();
+        nodes
+            .map(|(id, node)| (*id, node.address.clone()))
+            .collect()
+    }
+
     /// Whether a node that says it is `id` with the folder `incarnation` is the member.
     ///
     /// # Errors

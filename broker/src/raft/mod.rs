@@ -8,11 +8,14 @@ mod dead_leader;
 mod forward;
 pub(crate) mod fuzzing;
 mod group;
+mod guard;
 mod log_store;
 mod machine;
 mod members;
+mod mend;
 mod peer;
 mod pulse;
+mod repair;
 mod runtime;
 mod server;
 mod start;
@@ -44,12 +47,17 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
+pub(crate) use self::repair::{RepairPeers, blocking};
+pub use self::{
+    forward::ForwardError,
+    server::{ForwardHandler, ForwardOutcome},
+    watch_role::Role,
+};
 use self::{
-    dead_leader::DeadLeader,
     forward::Forwarder,
+    guard::VoteGuard,
     log_store::{LogStore, SnapshotBoundary},
     machine::RaftMachine,
-    members::Members,
     peer::Local,
     pulse::Pulse,
     server::RaftServer,
@@ -57,16 +65,11 @@ use self::{
     transport::Transport,
     types::{Batch, Callback, TypeConfig},
 };
-pub use self::{
-    forward::ForwardError,
-    server::{ForwardHandler, ForwardOutcome},
-    watch_role::Role,
-};
 use crate::{
     checkpoint::{Checkpoints, MembershipRecord},
     config::{GroupFormation, RaftConfig},
     disk_guard::{RoomLimits, room},
-    host::blocking,
+    host,
     machine::Machine,
     metrics::Metrics,
     net::{Listener, Net},
@@ -174,7 +177,7 @@ pub struct Consensus {
     role: watch::Receiver<Role>,
     status: watch::Receiver<Arc<RaftStatus>>,
     forwarder: Forwarder,
-    dead_leader: Arc<DeadLeader>,
+    guard: Arc<VoteGuard>,
     snapshot_target: Arc<AtomicU64>,
     checkpoints: Arc<Checkpoints>,
     /// Set before Raft is stopped on purpose.
@@ -196,33 +199,32 @@ impl Consensus {
     /// inconsistent.
     pub async fn start(parts: ConsensusParts) -> Result<Arc<Self>, io::Error> {
         let (runtime, stop) = start_runtime()?;
-        let may_lead = room(parts.machine.log()) >= parts.room.election_room;
+        let may_lead = may_lead(&parts) && !parts.machine.log().is_guarded();
         let config = raft_config(&parts.cluster, &parts.raft, may_lead)?;
-        let local = Local {
-            cluster: parts.cluster.clone(),
-            group: parts.raft.group.clone(),
-            id: parts.raft.self_id,
-            incarnation: parts.incarnation.clone(),
-            members: Arc::new(Members::new(parts.metrics.raft.refused_peers_total.clone())),
-        };
+        let local = Local::new(
+            &parts.cluster,
+            &parts.raft,
+            &parts.incarnation,
+            &parts.metrics,
+        );
         let boundary = SnapshotBoundary::default();
         let log = Arc::clone(parts.machine.log());
         let (machine, snapshot_target) = raft_machine(&parts, &boundary)?;
         let transport = Transport {
-            net: parts.net,
+            net: Arc::clone(&parts.net),
             local: local.clone(),
         };
+        mend::start(&runtime, &transport, &parts);
         let store = LogStore::new(Arc::clone(&log), Arc::clone(&boundary));
         let raft = start_raft(&runtime, config, &transport, store, machine).await?;
-        let dead_leader = DeadLeader::new(local.id, raft.clone(), transport.clone());
-        dead_leader.stand(may_lead);
+        let guard = VoteGuard::start(&runtime, &raft, &transport, &parts);
         let heard = Pulse::new();
         let server = RaftServer {
             raft: raft.clone(),
             local: local.clone(),
             formation: parts.raft.formation,
             boundary,
-            dead_leader: Arc::clone(&dead_leader),
+            guard: Arc::clone(&guard),
             forwards: parts.forwards,
             heard: heard.clone(),
             log: Arc::clone(&log),
@@ -245,7 +247,7 @@ impl Consensus {
             raft,
             local,
             log,
-            dead_leader,
+            guard,
             forwarder: Forwarder::new(transport, runtime.clone()),
             runtime,
             role: watched.role,
@@ -281,8 +283,7 @@ impl Consensus {
 
     /// Lets this node stand for election, or not: a leader must be able to write.
     pub(crate) fn stand_for_election(&self, may: bool) {
-        self.raft.runtime_config().elect(may);
-        self.dead_leader.stand(may);
+        self.guard.stand(may);
     }
 
     /// True while new batches should be held back because the leadership moves.
@@ -446,7 +447,7 @@ impl Consensus {
         let fatal =
             |error: openraft::errors::Fatal<TypeConfig>| ChangeError::Raft(error.to_string());
         let checkpoints = Arc::clone(&self.checkpoints);
-        let verified = blocking(move || checkpoints.verify(index)).await;
+        let verified = host::blocking(move || checkpoints.verify(index)).await;
         let invalid = |error: String| ChangeError::Invalid(format!("checkpoint {index}: {error}"));
         verified
             .map_err(|error| invalid(error.to_string()))?
@@ -499,6 +500,11 @@ impl Consensus {
             tracing::warn!(%error, "stop raft");
         }
     }
+}
+
+/// Whether the disk has room for the entries of a leader.
+fn may_lead(parts: &ConsensusParts) -> bool {
+    room(parts.machine.log()) >= parts.room.election_room
 }
 
 /// Ready when another node has led for long enough that `leader` would have answered.

@@ -12,7 +12,11 @@ use super::{
     members::{self, Members},
     wire::{self, Channel, Hello, HelloAnswer, Kind, WIRE_VERSION},
 };
-use crate::net::{Net, Stream};
+use crate::{
+    config::RaftConfig,
+    metrics::Metrics,
+    net::{Net, Stream},
+};
 
 /// Longest time from connect to the end of the hello. Unit: time. A healthy peer needs a round trip.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
@@ -34,6 +38,24 @@ pub(crate) struct Local {
     pub incarnation: String,
     /// What the membership says about everybody else's.
     pub members: Arc<Members>,
+}
+
+impl Local {
+    /// A node that knows no members yet.
+    pub(crate) fn new(
+        cluster: &str,
+        raft: &RaftConfig,
+        incarnation: &str,
+        metrics: &Metrics,
+    ) -> Self {
+        Self {
+            cluster: cluster.to_owned(),
+            group: raft.group.clone(),
+            id: raft.self_id,
+            incarnation: incarnation.to_owned(),
+            members: Arc::new(Members::new(metrics.raft.refused_peers_total.clone())),
+        }
+    }
 }
 
 /// Receiving half of a connection.
@@ -198,12 +220,21 @@ pub(crate) async fn accept(
     stream: Stream,
     local: &Local,
 ) -> Result<(PeerConnection, Hello), io::Error> {
+    accept_unless(stream, local, |_| None).await
+}
+
+/// As [`accept`], but some hellos are refused for the reason that `refuse` gives.
+pub(crate) async fn accept_unless(
+    stream: Stream,
+    local: &Local,
+    refuse: impl Fn(&Hello) -> Option<String>,
+) -> Result<(PeerConnection, Hello), io::Error> {
     let mut connection = PeerConnection::new(stream);
     let body = timeout(HELLO_TIMEOUT, connection.reader.expect(Kind::Hello))
         .await
         .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no hello from a peer"))??;
     let hello: Hello = serde_json::from_slice(&body).map_err(|_| wire::malformed("hello"))?;
-    let refusal = refusal(&hello, local);
+    let refusal = refusal(&hello, local).or_else(|| refuse(&hello));
     let answer = answer_body(&hello, local, refusal.as_deref())?;
     connection
         .writer

@@ -14,12 +14,13 @@ use tokio::{
 };
 
 use super::{
-    dead_leader::DeadLeader,
+    guard::{self, VoteGuard},
     log_store::SnapshotBoundary,
     machine::RaftMachine,
     members,
     peer::{self, Local, PeerConnection, PeerReader},
     pulse::Pulse,
+    repair::serve_ranges,
     types::{Snapshot, SnapshotMeta, TypeConfig},
     wire::{self, Channel, Hello, Kind},
 };
@@ -75,7 +76,7 @@ pub(crate) struct RaftServer {
     pub local: Local,
     pub formation: GroupFormation,
     pub boundary: SnapshotBoundary,
-    pub dead_leader: Arc<DeadLeader>,
+    pub guard: Arc<VoteGuard>,
     pub forwards: Arc<dyn ForwardHandler>,
     /// Beats with the heartbeats of a leader.
     pub heard: Pulse,
@@ -125,10 +126,14 @@ impl RaftServer {
         let members = &self.local.members;
         let serve = async {
             match hello.channel {
-                Channel::Append => self.append_stream(connection, None).await,
-                Channel::Heartbeat => self.append_stream(connection, Some(&self.heard)).await,
+                Channel::Append => self.append_stream(connection, &hello, None).await,
+                Channel::Heartbeat => {
+                    let heard = Some(&self.heard);
+                    self.append_stream(connection, &hello, heard).await
+                }
                 Channel::Control => self.control(connection, &hello).await,
                 Channel::Forward => self.forward(connection).await,
+                Channel::Repair => self.repair(connection, hello.from).await,
             }
         };
         tokio::select! {
@@ -136,7 +141,7 @@ impl RaftServer {
             result = serve => {
                 // Not the heartbeats: only when the appends end, all of them are in the log.
                 if hello.channel == Channel::Append {
-                    self.dead_leader.connection_ended(hello.from);
+                    self.guard.connection_ended(hello.from);
                 }
                 result
             }
@@ -154,6 +159,7 @@ impl RaftServer {
     /// an empty log, which may stand for a lost one: it helps nobody but a group that names its
     /// very folder, which therefore never had another log (raft:I2).
     async fn check_electoral(&self, hello: &Hello) -> Result<(), io::Error> {
+        self.guard.check_vote()?;
         let from = hello.from;
         let state = self.raft.with_raft_state(move |state| {
             let membership = state.membership_state.effective();
@@ -182,8 +188,10 @@ impl RaftServer {
     async fn append_stream(
         &self,
         connection: PeerConnection,
+        hello: &Hello,
         heard: Option<&Pulse>,
     ) -> Result<(), io::Error> {
+        self.guard.admit(hello.from).await?;
         let PeerConnection {
             reader, mut writer, ..
         } = connection;
@@ -215,6 +223,19 @@ impl RaftServer {
             }
             writer.send(&answers).await?;
             answers.clear();
+        }
+        Ok(())
+    }
+
+    /// Ranges of the log for a node whose own is damaged.
+    async fn repair(&self, mut connection: PeerConnection, from: u64) -> Result<(), io::Error> {
+        let source = self.log.range_source();
+        while let Some((kind, _)) = serve_ranges(&mut connection, &source).await? {
+            if kind != Kind::EndLost {
+                return Err(wire::malformed("repair"));
+            }
+            let answer = guard::begin_anew(&self.raft, from).await?;
+            connection.writer.send(&answer).await?;
         }
         Ok(())
     }

@@ -62,11 +62,19 @@ pub(crate) enum Kind {
     Forward = 13,
     /// The leader's answer.
     ForwardResult = 14,
+    /// A node asks for a range of the log that is damaged there.
+    Range = 15,
+    /// Its answer.
+    RangeResult = 16,
+    /// A node tells the leader that entries it may have acknowledged are gone.
+    EndLost = 17,
+    /// The leader's answer.
+    EndLostResult = 18,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
-        const ALL: [Kind; 14] = [
+        const ALL: [Kind; 18] = [
             Kind::Hello,
             Kind::HelloResult,
             Kind::Append,
@@ -81,6 +89,10 @@ impl Kind {
             Kind::SnapshotResult,
             Kind::Forward,
             Kind::ForwardResult,
+            Kind::Range,
+            Kind::RangeResult,
+            Kind::EndLost,
+            Kind::EndLostResult,
         ];
         ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
@@ -99,6 +111,8 @@ pub(crate) enum Channel {
     Control,
     /// Client requests on their way to the leader.
     Forward,
+    /// Ranges of the log for a node whose own is damaged. Needs no Raft on either side.
+    Repair,
 }
 
 /// Introduction of the connecting side.
@@ -182,13 +196,13 @@ pub(crate) fn missing_bytes(buffer: &[u8]) -> usize {
     (4 + length).saturating_sub(buffer.len())
 }
 
-fn put_vote(out: &mut BytesMut, vote: &Vote) {
+pub(super) fn put_vote(out: &mut BytesMut, vote: &Vote) {
     out.put_u64_le(vote.leader_id.term);
     out.put_u64_le(vote.leader_id.voted_for);
     out.put_u8(u8::from(vote.committed));
 }
 
-fn get_vote(body: &mut Bytes) -> Option<Vote> {
+pub(super) fn get_vote(body: &mut Bytes) -> Option<Vote> {
     let term = body.try_get_u64_le().ok()?;
     let voted_for = body.try_get_u64_le().ok()?;
     let committed = body.try_get_u8().ok()? != 0;
@@ -198,14 +212,14 @@ fn get_vote(body: &mut Bytes) -> Option<Vote> {
     })
 }
 
-fn put_log_id(out: &mut BytesMut, id: Option<&LogId>) {
+pub(super) fn put_log_id(out: &mut BytesMut, id: Option<&LogId>) {
     out.put_u8(u8::from(id.is_some()));
     out.put_u64_le(id.map_or(0, |id| id.committed_leader_id().term));
     out.put_u64_le(id.map_or(0, LogId::index));
 }
 
 #[allow(clippy::option_option, reason = "outer: malformed; inner: no log id")]
-fn get_log_id(body: &mut Bytes) -> Option<Option<LogId>> {
+pub(super) fn get_log_id(body: &mut Bytes) -> Option<Option<LogId>> {
     let present = body.try_get_u8().ok()? != 0;
     let term = body.try_get_u64_le().ok()?;
     let index = body.try_get_u64_le().ok()?;

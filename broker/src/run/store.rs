@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 
 use raftmq_state::State;
 use raftmq_store::{
-    CommitLog, Disk, FORMAT_VERSION, FlushPolicy, Flusher, Identity, LogConfig, LogId,
+    CommitLog, Disk, FORMAT_VERSION, FlushPolicy, Flusher, Identity, LogConfig, LogId, LogPosition,
     Preallocator, StoreError, index::QueueIndex,
 };
 
@@ -36,11 +36,22 @@ pub(super) fn open_store(config: &BrokerConfig, disk: Arc<dyn Disk>) -> Result<O
     open_folders(config, disk, &root).map_err(|source| RunError::Store { path: root, source })
 }
 
-fn open_folders(
+/// What is read before the log is opened.
+pub(super) struct Folder {
+    pub(super) identity: Identity,
+    pub(super) restored: Option<Restored>,
+    /// From where the log is verified.
+    pub(super) position: Option<LogPosition>,
+    pub(super) log_config: LogConfig,
+    checkpoints: Arc<Checkpoints>,
+}
+
+/// Reads whose folder this is, and its newest checkpoint.
+pub(super) fn read_folder(
     config: &BrokerConfig,
-    disk: Arc<dyn Disk>,
-    root: &Path,
-) -> Result<Opened, StoreError> {
+    disk: &Arc<dyn Disk>,
+) -> Result<Folder, StoreError> {
+    let root = &config.store_root;
     let expected = Identity {
         cluster: config.cluster_name.clone(),
         group: config.raft.group.clone(),
@@ -48,10 +59,10 @@ fn open_folders(
         incarnation: String::new(),
         format_version: FORMAT_VERSION,
     };
-    let has_log = raftmq_store::has_log(&*disk, &config.store_commitlog)?;
-    let identity = Identity::open_or_create(&*disk, root, &expected, &new_incarnation(), has_log)?;
+    let has_log = raftmq_store::has_log(&**disk, &config.store_commitlog)?;
+    let identity = Identity::open_or_create(&**disk, root, &expected, &new_incarnation(), has_log)?;
     let checkpoints = Arc::new(Checkpoints::open(
-        Arc::clone(&disk),
+        Arc::clone(disk),
         &root.join("checkpoint"),
     )?);
     let restored = checkpoints.newest();
@@ -72,6 +83,27 @@ fn open_folders(
         Some(restored) => checkpoints.verified_position(restored)?,
         None => None,
     };
+    Ok(Folder {
+        identity,
+        restored,
+        position,
+        log_config,
+        checkpoints,
+    })
+}
+
+fn open_folders(
+    config: &BrokerConfig,
+    disk: Arc<dyn Disk>,
+    root: &Path,
+) -> Result<Opened, StoreError> {
+    let Folder {
+        identity,
+        restored,
+        position,
+        log_config,
+        checkpoints,
+    } = read_folder(config, &disk)?;
     let (log, flusher, preallocator, report) =
         CommitLog::open(Arc::clone(&disk), log_config, position.as_ref())?;
     tracing::info!(?report, "opened the log");

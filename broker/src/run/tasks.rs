@@ -9,7 +9,7 @@ use crate::{
     disk_guard, handler,
     namesrv::{LEADER_BROKER_ID, RegistrarInput},
     offset_commits::OffsetCommits,
-    retention, schedule,
+    retention, schedule, scrub,
     stats::Stats,
 };
 
@@ -26,6 +26,7 @@ pub(super) fn background_tasks(broker: &Arc<Broker>) -> JoinSet<()> {
     tasks.spawn(schedule::run(Arc::clone(broker)));
     tasks.spawn(retention::run(Arc::clone(broker)));
     tasks.spawn(disk_guard::run(Arc::clone(broker)));
+    tasks.spawn(scrub::run(Arc::clone(broker)));
     tasks.spawn(expire_sessions(Arc::clone(broker)));
     tasks.spawn(Stats::run(Arc::clone(broker)));
     tasks.spawn(watch_disk(Arc::clone(broker)));

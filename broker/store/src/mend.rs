@@ -39,10 +39,15 @@ impl CommitLog {
             physical_offset, ..
         } = error
         {
-            let mut places = self.noted.places.lock().expect("a panic ends the process");
-            if places.len() < NOTED_MAX {
-                places.insert(*physical_offset);
-            }
+            self.note_damaged(*physical_offset);
+        }
+    }
+
+    /// Takes note of a damaged place.
+    pub fn note_damaged(&self, physical: u64) {
+        let mut places = self.noted.places.lock().expect("a panic ends the process");
+        if places.len() < NOTED_MAX {
+            places.insert(physical);
         }
     }
 
@@ -160,6 +165,11 @@ impl CommitLog {
             },
         };
         (segment.base < end.physical && segment.written() >= end.physical).then_some((segment, end))
+    }
+
+    /// Begins to gather bytes for a damaged range.
+    pub fn mender(&self, found: &LiveDamage) -> Result<Mender, StoreError> {
+        Mender::new(self.disk_handle(), found.damage.clone())
     }
 
     /// Writes a proven range; durable on return. False when the log was cut meanwhile.

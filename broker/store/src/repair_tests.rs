@@ -411,7 +411,7 @@ fn damage_of_an_open_log_is_found_by_the_scrub_and_mended_in_place() {
             assert_eq!(log.take_damaged(), Some(*from));
             let found = log.locate_damage(*from).unwrap().unwrap();
             assert_eq!(found.damage.from_physical(), *from);
-            let mender = fetch(&disk, found.damage.clone(), &[whole.clone()])
+            let mender = fetch(&disk, found.damage.clone(), std::slice::from_ref(&whole))
                 .unwrap()
                 .unwrap();
             assert!(log.mend(&found, &mender).unwrap());

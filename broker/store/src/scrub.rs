@@ -34,6 +34,14 @@ pub enum Scrubbed {
     Over,
 }
 
+impl Scrub {
+    /// Leaves out the rest of the segment under way, which could not be read.
+    pub fn skip_segment(&mut self) {
+        self.from += 1;
+        self.at = None;
+    }
+}
+
 impl CommitLog {
     /// Verifies the next entries of sealed segments.
     pub fn scrub_step(&self, scrub: &mut Scrub) -> Result<Scrubbed, StoreError> {
