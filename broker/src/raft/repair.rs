@@ -138,32 +138,36 @@ impl RepairPeers {
         let first = round % others.len().max(1);
         others.rotate_left(first);
         mender.start_again();
-        let (mut from, mut idle) = (Vec::new(), 0);
-        // A peer that is damaged too may have the rest of what another one begins.
-        for (id, address) in others.iter().cycle().take(others.len() * others.len()) {
+        let (mut from, mut idle, mut wrong) = (Vec::new(), 0, 0);
+        // Peers that are damaged too may have no more than a part each, in turn.
+        for (id, address) in others.iter().cycle() {
             let before = mender.bytes();
             let (asked, ended) = self.ask(*id, address, mender).await?;
             mender = asked;
             match ended {
                 Ok(Taken::Proven) => {
                     from.push(*id);
+                    from.sort_unstable();
                     from.dedup();
                     return Ok((mender, Some(from)));
                 }
                 Ok(Taken::Wrong) => {
                     tracing::debug!(peer = id, "the log of a peer goes on differently");
                     from.clear();
+                    wrong += 1;
                 }
                 Ok(Taken::More) => {}
                 Err(error) => tracing::debug!(peer = id, %error, "ask for a range of the log"),
             }
             if mender.bytes() > before {
                 from.push(*id);
+                from.sort_unstable();
+                from.dedup();
                 idle = 0;
             } else {
                 idle += 1;
             }
-            if idle == others.len() {
+            if idle == others.len() || wrong == others.len() {
                 break;
             }
         }
