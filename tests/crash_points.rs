@@ -2,7 +2,8 @@
 //! for; then, for every prefix of these changes, the disks that a crash there may leave are made,
 //! and the log is opened on each of them. What must hold is in `crash_points/verdict.rs`.
 //!
-//! Then bits turn over on these disks (`crash_points/damage.rs`), and disks fail while the store works
+//! Then bits turn over on these disks (`crash_points/damage.rs`), which mend from a peer with power cuts in
+//! the middle (`crash_points/mending.rs`), and disks fail while the store works
 //! (`crash_points/failing.rs`).
 //!
 //! `RAFTMQ_CRASH_CHANGES` sets the number of changes, `RAFTMQ_CRASH_SEED` the workload,
@@ -21,6 +22,8 @@ mod damage;
 mod failing;
 #[path = "crash_points/history.rs"]
 mod history;
+#[path = "crash_points/mending.rs"]
+mod mending;
 #[path = "crash_points/verdict.rs"]
 mod verdict;
 #[path = "crash_points/workload.rs"]

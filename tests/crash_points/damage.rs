@@ -6,8 +6,12 @@ use raftmq_store::StoreError;
 use raftmq_tests::sim::disk::SimDisk;
 use raftmq_tests::sim::random::Random;
 
+use super::mending;
 use super::verdict::{Facts, check_facts, try_open};
 use super::workload::{LOG_DIR, Recording};
+
+/// One of so many damaged logs is mended; that takes longer than to find it damaged.
+const MENDED_OF: u64 = 4;
 
 /// What became of a damaged log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +77,7 @@ fn base_of(path: &Path) -> Option<u64> {
 }
 
 /// One bit within an entry that a start has found, and so has made durable: the next start refuses
-/// the log and changes nothing. `None` when it has no entry.
+/// the log and changes nothing, and it can be mended from a peer. `None` when it has no entry.
 pub fn check_found(
     recovered: &SimDisk,
     facts: &Facts,
@@ -83,7 +87,8 @@ pub fn check_found(
     let Some(last) = facts.entries.len().checked_sub(1) else {
         return Ok(None);
     };
-    let entry = &facts.entries[random.below(last as u64 + 1) as usize];
+    let number = random.below(last as u64 + 1) as usize;
+    let entry = &facts.entries[number];
     let length = entry.end_physical() - entry.physical_offset;
     let physical = entry.physical_offset + random.below(length);
     let disk = SimDisk::of_files(recovered.files());
@@ -94,7 +99,13 @@ pub fn check_found(
     assert!(disk.flip_bit(&path, physical - base, random.below(8) as u8));
     let before = disk.files();
     match try_open(&disk, recording, None) {
-        Err(StoreError::Corrupt { .. }) if disk.files() == before => Ok(Some(Outcome::Refused)),
+        Err(StoreError::Corrupt { .. }) if disk.files() == before => {
+            if random.below(MENDED_OF) == 0 {
+                mending::check(&disk, recovered, (facts, number), recording, random)
+                    .map_err(|problem| format!("damage at {physical}: {problem}"))?;
+            }
+            Ok(Some(Outcome::Refused))
+        }
         Err(StoreError::Corrupt { .. }) => Err(format!(
             "damage at {physical} is refused, but files were changed"
         )),

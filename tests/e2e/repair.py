@@ -32,6 +32,8 @@ LOAD = {"rate": 600, "size": 4 << 10, "connections": 4, "in_flight": 4, "queues"
 MESSAGES = 2200
 # Every so many entries one is damaged, at one node after the other.
 DAMAGE_EVERY = 12
+# How often all of them are killed while they mend.
+KILLS = 3
 # How long pulls go on while damage is being mended, at most. Unit: seconds.
 MEND_TIMEOUT = 30
 # How long two nodes of three are watched that must not elect. Unit: seconds.
@@ -47,6 +49,7 @@ def run(checks):
             at_start(checks, group, load)
             while_running(checks, group, load)
             by_scrub(checks, group)
+            for_a_follower_behind(checks, group, number)
             follower_without_end(checks, group)
         lost_end(checks, group)
 
@@ -102,13 +105,23 @@ def at_start(checks, group, load):
     gone = files[names[0]].segments()[1]
     files[names[0]].path(gone).unlink()
     print(f"damaged entries {damages}, and {names[0]} without {gone:020d}", flush=True)
+    for _ in range(KILLS):
+        for name in names:
+            group.restart(name)
+        time.sleep(random.uniform(0.05, 0.4))
+        group.kill(*group.processes)
     for name in names:
         group.restart(name)
     group.await_ready()
+    texts = {name: (group.folder / f"{name}.log").read_text(errors="replace") for name in names}
+    counts = {name: text.count("mended a damaged range") for name, text in texts.items()}
     checks.check(not group.deaths, "all brokers are ready again, nobody helped", group.deaths)
     for name in names:
-        ranges, count = mended(group, name)
-        checks.check(ranges > damages[name] // 2, f"{name} mended {ranges} ranges, {count} bytes", damages)
+        checks.check(
+            counts[name] > damages[name] // 2,
+            f"{name} has mended {counts[name]} ranges, {mended(group, name)[0]} of them after the last kill",
+            damages,
+        )
         found = files[name].entries()[:shared]
         checks.check(found == first[:shared], f"{name} has the {shared} entries it had, byte by byte", len(found))
     check_equal(checks, group, "after the start")
@@ -175,8 +188,9 @@ def while_running(checks, group, load):
         )
     for name, mine in places.items():
         e2e.await_that(f"{name} to be mended", MEND_TIMEOUT, lambda: is_whole(files[name], mine))
+        e2e.await_that(f"{name} to count", MEND_TIMEOUT, lambda: mended(group, name)[0] >= before[name] + len(mine))
         ranges = mended(group, name)[0] - before[name]
-        checks.check(0 < ranges, f"{name} mended {ranges} ranges of {len(mine)} while it ran", before)
+        checks.check(ranges == len(mine), f"{name} mended {ranges} ranges of {len(mine)} while it ran", before)
     checks.check(not group.deaths, "no broker has ended by itself", group.deaths)
 
 
@@ -196,14 +210,40 @@ def by_scrub(checks, group):
     for _, at, entry in places:
         log.flip(base, at + len(entry) // 2)
     group.restart(name)
-    e2e.await_that("the scrub", MEND_TIMEOUT, lambda: group.status(name) and is_whole(log, places))
+    e2e.await_that("the scrub", MEND_TIMEOUT, lambda: group.status(name) and mended(group, name)[0] >= len(places))
     ranges, _ = mended(group, name)
     scrubbed, damages = (group.metric(name, f"raftmq_log_{what}_total") for what in ("scrubbed_bytes", "damages"))
     checks.check(
-        ranges == len(places) == damages,
+        ranges == len(places) == damages and is_whole(log, places),
         f"{name}: the scrub found what nobody read, {ranges} ranges are mended",
         f"{ranges} mended, {damages} found, {scrubbed} bytes read",
     )
+
+
+def for_a_follower_behind(checks, group, number):
+    """The leader finds damage in what it has to send to a follower."""
+    leader = group.await_leader()
+    behind, third = [name for name in group.all_nodes if name != leader]
+    group.end([behind], signal.SIGTERM)
+    load = e2e.Load(group, f"behind_{number}", **LOAD)
+    with e2e.loads(load):
+        e2e.await_that("messages to be sent", 120, lambda: load.acknowledged() > MESSAGES)
+        load.finish()
+    log, had = logs(group)[leader], len(logs(group)[behind].entries())
+    places = log.entries()[had + 5 : had + 40 : 7]
+    before = mended(group, leader)[0]
+    for base, at, entry in places:
+        log.flip(base, at + len(entry) // 2)
+    group.restart(behind)
+    group.await_caught_up(behind)
+    e2e.await_that(f"{leader} to be mended", MEND_TIMEOUT, lambda: mended(group, leader)[0] >= before + len(places))
+    ranges = mended(group, leader)[0] - before
+    checks.check(
+        ranges == len(places) and is_whole(log, places) and leader == group.leader() and not group.deaths,
+        f"{leader} still leads; it mended {ranges} ranges from {third}, and {behind} has them",
+        group.deaths,
+    )
+    check_equal(checks, group, "after catching up")
 
 
 def lose_end(group, name, entries):

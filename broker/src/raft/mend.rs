@@ -28,7 +28,7 @@ pub(super) fn start(runtime: &Handle, transport: &Transport, parts: &ConsensusPa
     if peers.is_alone() {
         return;
     }
-    log.set_repairable();
+    log.set_repairable(true);
     runtime.spawn(run(Arc::clone(log), peers));
 }
 

@@ -496,6 +496,8 @@ impl Consensus {
     /// Stops Raft's tasks. Sends that are under way end with "outcome unknown".
     pub async fn stop(&self) {
         self.stopping.store(true, Ordering::SeqCst);
+        // Whoever waits for a damaged entry must not hold the stop up.
+        self.log.set_repairable(false);
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "stop raft");
         }

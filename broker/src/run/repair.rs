@@ -58,7 +58,7 @@ pub(super) async fn open(
     if peers.is_alone() {
         return Err(error);
     }
-    tracing::error!(%error, "the log is damaged; stay out of the group until it is mended");
+    tracing::error!(%error, "the data folder is damaged; stay out of the group, and mend the log from the peers");
     let source = RangeSource::new(Arc::clone(disk), &config.store_commitlog);
     let server = peers.serve(listener, source);
     let mended = tokio::select! {

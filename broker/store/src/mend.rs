@@ -57,9 +57,11 @@ impl CommitLog {
         places.pop_first()
     }
 
-    /// Says that somebody mends what is noted: then a damaged entry is worth waiting for.
-    pub fn set_repairable(&self) {
-        self.noted.repairable.store(true, Ordering::Relaxed);
+    /// Says whether somebody mends what is noted: then a damaged entry is worth waiting for.
+    pub fn set_repairable(&self, is_repairable: bool) {
+        self.noted
+            .repairable
+            .store(is_repairable, Ordering::Relaxed);
     }
 
     /// Whether somebody mends what is noted.
