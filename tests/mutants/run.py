@@ -43,6 +43,7 @@ CHECKS = {
     "broker": ([*TEST, "--package", "raftmq", "--lib", "--no-run"], [*TEST, "--package", "raftmq", "--lib"]),
     "failover": (RELEASE, [sys.executable, "tests/e2e/failover.py", "3"]),
     "crash_all": (RELEASE, [sys.executable, "tests/e2e/crash_all.py", "2"]),
+    "repair": (RELEASE, [sys.executable, "tests/e2e/repair.py"]),
     "transfer": (RELEASE, [sys.executable, "tests/e2e/transfer.py", "2"]),
 }
 
