@@ -168,9 +168,10 @@ def while_running(checks, group, load):
     address = {name: node["address"] for name, node in group.nodes().items()}
     expected, refused = records(next(iter(address.values())), load.topic)
     checks.check(len(expected) >= MESSAGES and not refused, f"{len(expected)} messages are read before", refused)
-    places = {}
+    places, topic = {}, load.topic.encode()
     for number, (name, log) in enumerate(files.items()):
-        sealed = [entry for entry in log.entries() if entry[0] != log.segments()[-1]]
+        # Of this topic, so that they are read.
+        sealed = [entry for entry in log.entries() if entry[0] != log.segments()[-1] and topic in entry[2]]
         # Each entry at one node only.
         mine = random.sample(sealed[number :: len(files)], 12)
         places[name] = [(base, at, entry) for base, at, entry in mine if len(entry) > 1000]
