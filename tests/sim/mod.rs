@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod cluster;
+mod damage;
 pub mod disk;
 pub mod faults;
 pub mod history;

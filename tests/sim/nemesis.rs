@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::cluster::{CLIENTS, Cluster};
+use super::damage;
 use super::faults::{Operation, Rule};
 use super::image::Crash;
 use super::membership::Membership;
@@ -49,10 +50,14 @@ pub enum Fault {
     Transfer,
     /// A machine is lost with its disk; a new node takes its place.
     Replace,
+    /// Bits of the log turn over on a disk.
+    BitFlip,
+    /// A block of the log holds something else, as after a write that went to the wrong place.
+    WrongBlock,
 }
 
 /// Every kind, and how often it is chosen among all.
-const FAULTS: [(Fault, u64); 16] = [
+const FAULTS: [(Fault, u64); 18] = [
     (Fault::Kill, 6),
     (Fault::PowerCut, 6),
     (Fault::PowerCutOfAll, 2),
@@ -69,6 +74,8 @@ const FAULTS: [(Fault, u64); 16] = [
     (Fault::DiskFull, 2),
     (Fault::Transfer, 4),
     (Fault::Replace, 2),
+    (Fault::BitFlip, 8),
+    (Fault::WrongBlock, 4),
 ];
 
 /// How something is made good again.
@@ -87,6 +94,8 @@ pub struct Nemesis {
     /// Mean time between two faults. Unit: ms.
     mean_ms: u64,
     next_ms: u64,
+    /// Whether logs are damaged. Then no disk is lost: that would be two failures at one place.
+    damages: bool,
     cures: BTreeMap<(u64, u64), Cure>,
     /// How often each kind was done.
     pub done: BTreeMap<Fault, u64>,
@@ -94,11 +103,12 @@ pub struct Nemesis {
 
 impl Nemesis {
     /// A nemesis that does something every `mean_ms` or so.
-    pub fn new(seed: u64, mean_ms: u64) -> Self {
+    pub fn new(seed: u64, mean_ms: u64, damages: bool) -> Self {
         Self {
             random: Random::new(seed),
             mean_ms,
             next_ms: mean_ms,
+            damages,
             cures: BTreeMap::new(),
             done: BTreeMap::new(),
         }
@@ -218,8 +228,11 @@ impl Nemesis {
                 }
             }
             // Another one that is lost meanwhile may be one too many.
-            Fault::Replace if !Membership::is_complete(cluster) => return false,
+            Fault::Replace if self.damages || !Membership::is_complete(cluster) => return false,
             Fault::Replace => cluster.replace(at),
+            Fault::BitFlip | Fault::WrongBlock if !self.damages => return false,
+            Fault::BitFlip => return damage::flip(&mut self.random, cluster, at),
+            Fault::WrongBlock => return damage::overwrite(&mut self.random, cluster, at),
         }
         true
     }

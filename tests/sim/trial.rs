@@ -26,6 +26,9 @@ const CATCH_UP_MS: u64 = 20_000;
 const COMPLETE_MS: u64 = 60_000;
 /// How long reading all of it may take. Unit: ms.
 const DRAIN_MS: u64 = 600_000;
+/// When the logs of nodes that are started now have been read, and mended where they are damaged.
+/// Unit: ms.
+const SCRUB_MS: u64 = 20_000;
 /// How long clients may take to end what they are doing. Unit: ms.
 const CLIENTS_END_MS: u64 = 10_000;
 /// Ids of messages that ask whether a cluster works.
@@ -108,7 +111,7 @@ impl Trial {
         Self {
             cluster,
             workload,
-            nemesis: Nemesis::new(random.number(), mean_ms),
+            nemesis: Nemesis::new(random.number(), mean_ms, random.once_in(2)),
             membership: Membership::default(),
             report: Report::default(),
         }
@@ -186,9 +189,15 @@ impl Trial {
         true
     }
 
-    /// Stops the clients and reads everything from every replica.
+    /// Stops the clients and reads everything from every replica, after a start that finds what is
+    /// damaged.
     fn settle(&mut self) {
+        for node in &mut self.cluster.nodes {
+            node.kill(End::Killed);
+        }
+        self.cluster.heal();
         self.workload.stop();
+        self.cluster.step_until(SCRUB_MS, |_| false);
         self.cluster.step_until(CLIENTS_END_MS, |_| false);
         self.drain();
         let problems = oracle::judge(&self.workload.history());
