@@ -219,6 +219,8 @@ impl Proposer {
             if open.len() == 0 {
                 let mut intake = self.intake.lock().unwrap_or_else(PoisonError::into_inner);
                 if intake.closed {
+                    drop(intake);
+                    give_up(&mut in_flight, |_| true);
                     return;
                 }
                 open = std::mem::take(&mut intake.waiting).into_iter();
@@ -267,17 +269,7 @@ impl Proposer {
 
     fn expire(&self, in_flight: &mut Vec<InFlight>, open: &mut std::vec::IntoIter<Waiting>) {
         let now = Instant::now();
-        in_flight.retain(|entry| {
-            if entry.deadline > now {
-                return true;
-            }
-            let late =
-                std::mem::take(&mut *entry.batch.lock().unwrap_or_else(PoisonError::into_inner));
-            for done in late {
-                done(Err(SubmitError::Unknown));
-            }
-            false
-        });
+        give_up(in_flight, |entry| entry.deadline <= now);
         // What never left this task was certainly not written.
         while open
             .as_slice()
@@ -337,6 +329,21 @@ impl Proposer {
             deadline: oldest + OUTCOME_TIMEOUT,
         })
     }
+}
+
+/// Waits no longer for the outcome of some entries.
+fn give_up(in_flight: &mut Vec<InFlight>, is_late: impl Fn(&InFlight) -> bool) {
+    in_flight.retain(|entry| {
+        let late = is_late(entry);
+        if late {
+            let dones =
+                std::mem::take(&mut *entry.batch.lock().unwrap_or_else(PoisonError::into_inner));
+            for done in dones {
+                done(Err(SubmitError::Unknown));
+            }
+        }
+        !late
+    });
 }
 
 /// Gives every command of an entry its reply.

@@ -21,6 +21,7 @@ use super::{Connection, InFlight};
 use crate::{
     broker::Broker,
     handler::{self, Refusal, Request, send},
+    proposer::SubmitError,
     raft::{ForwardError, ForwardHandler, ForwardOutcome},
 };
 
@@ -236,7 +237,8 @@ async fn send_and_wait(broker: &Arc<Broker>, request: &Request) -> Option<Remoti
         // The task may be gone with its connection; the message is stored all the same.
         let _ = sender.send(outcome);
     });
-    let outcome = receiver.await.ok()?;
+    // A callback that is gone says nothing about the entry: Raft was stopped with it under way.
+    let outcome = receiver.await.unwrap_or(Err(SubmitError::Unknown));
     let response = send::answer(broker, command, &prepared.answer, outcome).ok()?;
     observe_send(broker, started);
     Some(response)
