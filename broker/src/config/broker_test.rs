@@ -53,6 +53,17 @@ fn a_broker_advertises_an_address_or_a_name_and_nothing_else() {
 }
 
 #[test]
+fn a_list_that_is_emptied_is_shown_so_and_segments_need_an_hour_to_go() {
+    let (config, _) = parse("configBlackList=").unwrap();
+    assert!(config.config_black_list.is_empty());
+    assert_eq!(parse(&config.summary()).unwrap().0, config);
+    for value in ["", ";"] {
+        let text = problem(&format!("deleteWhen={value}"));
+        assert!(text.contains("deleteWhen must be hours"), "{text}");
+    }
+}
+
+#[test]
 fn a_dledger_file_of_upstream_is_understood() {
     let text = "brokerClusterName = RaftCluster\nbrokerName=RaftNode00\nlistenPort=30911\n\
         namesrvAddr=127.0.0.1:9876\nstorePathRootDir=/tmp/rmqstore/node00\n\

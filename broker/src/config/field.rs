@@ -175,6 +175,8 @@ impl Field for Vec<u8> {
         let hours: Option<Self> = split(text)
             .map(|hour| hour.parse().ok().filter(|hour| *hour < 24))
             .collect();
+        // Without an hour, nothing would ever be deleted before the disk is nearly full.
+        let hours = hours.filter(|hours| !hours.is_empty());
         *self = hours.ok_or("hours of the day from 00 to 23, separated by ';'")?;
         Ok(())
     }

@@ -86,9 +86,14 @@ impl<C> Table<C> {
     }
 }
 
+/// The key whose empty value is another than its default.
+const MAY_BE_EMPTY: &str = "configBlackList";
+
 /// Entries as the lines of a properties file; an empty value means that the key is not set.
 pub(super) fn text_of(entries: &[(&'static str, String)]) -> String {
-    let set = entries.iter().filter(|(_, value)| !value.is_empty());
+    let set = entries
+        .iter()
+        .filter(|(key, value)| !value.is_empty() || *key == MAY_BE_EMPTY);
     set.map(|(key, value)| format!("{key}={}\n", escape(value)))
         .collect()
 }

@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn the_summary_reads_back_as_the_same_configuration() {
-        let text = "listenPort=9999\norderMessageEnable=true\nbindAddress=::1";
+        let text = "listenPort=9999\norderMessageEnable=true\nbindAddress=::1\nconfigBlackList=";
         let (config, _) = NamesrvConfig::parse_in(text, "f", &surroundings()).unwrap();
         let (again, _) = NamesrvConfig::parse_in(&config.summary(), "f", &surroundings()).unwrap();
         assert_eq!(config, again);
