@@ -1,9 +1,48 @@
 //! Owns looking for entries behind a damaged place: what was ever written there, and where the log
 //! may be joined again.
 
+use std::io;
+
+use crate::disk::DiskFile;
 use crate::error::StoreError;
 use crate::record::{HEADER_BYTES, Header, MAGIC_VERSION};
 use crate::segment::{ChunkReader, SCAN_BYTES};
+
+/// What a disk gives up as a whole. Unit: bytes.
+pub(crate) const SECTOR_BYTES: u64 = 4096;
+
+/// Whether a read failed because the disk cannot give the bytes any more (EIO).
+pub(crate) fn is_bad_sector(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(5)
+}
+
+/// Whether a damaged range may end at this offset: a sector that cannot be read is written as a whole.
+pub(crate) fn may_end_at(file: &dyn DiskFile, offset: u64) -> bool {
+    !matches!(file.read_at(&mut [0], offset), Err(error) if is_bad_sector(&error))
+}
+
+/// Reads as [`DiskFile::read_at`] does, with zeros for the sectors that cannot be read.
+pub(crate) fn read_around(file: &dyn DiskFile, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buf.len() {
+        let at = offset + filled as u64;
+        let left = (SECTOR_BYTES - at % SECTOR_BYTES) as usize;
+        let end = buf.len().min(filled + left);
+        let sector = &mut buf[filled..end];
+        let read = match file.read_at(sector, at) {
+            Err(error) if is_bad_sector(&error) => {
+                sector.fill(0);
+                sector.len()
+            }
+            read => read?,
+        };
+        filled += read;
+        if filled < end {
+            break;
+        }
+    }
+    Ok(filled)
+}
 
 /// What lies behind the last whole entry.
 pub(crate) struct Behind {

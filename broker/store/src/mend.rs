@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use crate::behind::headers_behind;
+use crate::behind::{headers_behind, may_end_at};
 use crate::commit_log::CommitLog;
 use crate::error::StoreError;
 use crate::range::RangeSource;
@@ -104,7 +104,9 @@ impl CommitLog {
             next_index: Some(segment.first_index),
             last: None,
         };
-        let mut reader = segment.reader(self.disk(), end.physical, SCAN_BYTES)?;
+        let mut reader = segment
+            .reader(self.disk(), end.physical, SCAN_BYTES)?
+            .around_bad_sectors();
         let reason = match scan(&mut reader, &mut cursor, end.physical, |_| ())? {
             ScanStop::End => return Ok(None),
             ScanStop::Zeros => "entries are missing",
@@ -115,6 +117,10 @@ impl CommitLog {
         if let Ok((header, crc)) = Header::decode(bytes)
             && header.physical_offset == cursor.physical
             && header.previous_crc == cursor.crc
+            && may_end_at(
+                segment.file(self.disk())?.as_ref(),
+                header.end_physical() - segment.base,
+            )
         {
             anchors.push(Anchor {
                 physical: header.end_physical(),

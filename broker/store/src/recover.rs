@@ -12,7 +12,7 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::behind::look_behind;
+use crate::behind::{is_bad_sector, look_behind};
 use crate::commit_log::{CommitLog, End, LogState};
 use crate::config::LogConfig;
 use crate::cut::{remove_all_segments, remove_if_there};
@@ -224,7 +224,11 @@ impl<'a> Recovery<'a> {
         let file = self.disk.open(&path).map_err(io)?;
         let len = file.len().map_err(io)?;
         let mut bytes = [0; HEADER_BYTES];
-        let read = file.read_at(&mut bytes, 0).map_err(io)?;
+        let read = match file.read_at(&mut bytes, 0) {
+            // As damaged as a wrong one.
+            Err(error) if is_bad_sector(&error) => 0,
+            read => read.map_err(io)?,
+        };
         let segment = match Header::decode(&bytes[..read]) {
             Ok((header, _)) if header.physical_offset == base => {
                 Segment::new(&config.dir, base, header.id.index, header.previous_crc)

@@ -9,6 +9,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::behind::SECTOR_BYTES;
 use crate::disk::{Disk, DiskFile};
 use crate::error::StoreError;
 use crate::range::RangeRequest;
@@ -289,7 +290,9 @@ impl Mender {
         let mut buffer = vec![0; SCAN_BYTES];
         let mut at = piece.from;
         while at < piece.to {
-            let step = (piece.to - at).min(SCAN_BYTES as u64) as usize;
+            // Whole sectors: one that cannot be read must be written as a whole.
+            let inside = (at - piece.base) % SECTOR_BYTES;
+            let step = (piece.to - at).min(SCAN_BYTES as u64 - inside) as usize;
             self.spool
                 .read_exact_at(&mut buffer[..step], at - self.damage.from.physical)
                 .map_err(|source| StoreError::io("read", self.spool_path(), source))?;

@@ -491,3 +491,54 @@ fn a_damaged_node_gives_what_it_has_that_is_whole_and_nothing_else() {
     };
     assert_eq!(source.read(beyond, 1 << 20).unwrap(), RangeAnswer::Missing);
 }
+
+#[test]
+fn a_sector_that_cannot_be_read_is_mended_like_a_wrong_one() {
+    // Segments of several sectors.
+    let large = LogConfig {
+        segment_bytes: 64 * 1024,
+        ..config()
+    };
+    let whole = MemoryDisk::default();
+    let open = |disk: &MemoryDisk| CommitLog::open(Arc::new(disk.clone()), large.clone(), None);
+    let (log, mut flusher, ..) = open(&whole).unwrap();
+    for round in 0..60 {
+        append_flushed(&log, 1, 3, 100 + round * 37);
+    }
+    let bases = log.segment_bases();
+    let last_entry = log
+        .position_at(log.last_id().unwrap().index - 1)
+        .unwrap()
+        .end_physical;
+    log.close();
+    while flusher.run_once() != FlushOutcome::Stopped {}
+    let mut checked = 0;
+    for base in &bases {
+        let len = whole.content(&segment(*base)).len() as u64;
+        for sector in (0..len.div_ceil(4096)).filter(|at| base + (at + 1) * 4096 < last_entry) {
+            let damaged = whole.fork();
+            damaged.lose_sector(&segment(*base), sector);
+            let refused = open(&damaged).map(|_| ()).unwrap_err();
+            assert!(refused.is_corrupt(), "sector {sector} of {base}: {refused}");
+            let mut survey = Survey::begin(Arc::new(damaged.clone()), large.clone(), None).unwrap();
+            let Found::Damage(damage) = survey.next_damage().unwrap() else {
+                panic!("sector {sector} of {base} is not found");
+            };
+            let mender = fetch(&damaged, damage, std::slice::from_ref(&whole))
+                .unwrap()
+                .unwrap();
+            survey.mend(&mender).unwrap();
+            assert!(matches!(survey.next_damage().unwrap(), Found::End));
+            drop(survey);
+            open(&damaged).unwrap();
+            assert_equal(
+                &damaged,
+                &whole,
+                &bases,
+                &format!("sector {sector} of {base}"),
+            );
+            checked += 1;
+        }
+    }
+    assert!(checked > 40, "{checked}");
+}

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
+use crate::behind::{is_bad_sector, read_around};
 use crate::disk::{Disk, DiskFile};
 use crate::error::StoreError;
 use crate::record::{HEADER_BYTES, Header, HeaderFault, LogId};
@@ -167,7 +168,15 @@ impl Segment {
     ) -> Result<(), StoreError> {
         self.file(disk)?
             .read_exact_at(buf, physical - self.base)
-            .map_err(|source| StoreError::io("read segment", &self.path, source))
+            .map_err(|source| self.unread(physical, source))
+    }
+
+    /// A read that failed at an address: damage, if it is the disk that cannot give the bytes.
+    fn unread(&self, physical: u64, source: io::Error) -> StoreError {
+        if is_bad_sector(&source) {
+            return self.corrupt(physical, format!("it cannot be read: {source}"));
+        }
+        StoreError::io("read segment", &self.path, source)
     }
 
     /// Reader for the entries below `end`, in steps of `chunk_bytes`.
@@ -184,6 +193,7 @@ impl Segment {
             file,
             end,
             chunk_bytes,
+            reads_around: false,
             buffer,
             buffer_at: 0,
         })
@@ -306,11 +316,19 @@ pub(crate) struct ChunkReader<'a> {
     file: &'a dyn DiskFile,
     end: u64,
     chunk_bytes: usize,
+    reads_around: bool,
     buffer: Vec<u8>,
     buffer_at: u64,
 }
 
 impl ChunkReader<'_> {
+    /// From now on what the disk cannot give is taken for zeros. Only for finding out how far
+    /// damage goes: whoever decides what may be cut must not take damage for an end.
+    pub(crate) fn around_bad_sectors(mut self) -> Self {
+        self.reads_around = true;
+        self
+    }
+
     /// Up to `len` bytes at `physical`; fewer only at the end.
     pub(crate) fn get(&mut self, physical: u64, len: usize) -> Result<&[u8], StoreError> {
         let buffered = physical
@@ -322,10 +340,14 @@ impl ChunkReader<'_> {
             None => {
                 let left = usize::try_from(self.end.saturating_sub(physical)).unwrap_or(usize::MAX);
                 self.buffer.resize(len.max(self.chunk_bytes).min(left), 0);
-                let read = self
-                    .file
-                    .read_at(&mut self.buffer, physical - self.segment.base)
-                    .map_err(|source| self.io(source))?;
+                let offset = physical - self.segment.base;
+                let read = match self.file.read_at(&mut self.buffer, offset) {
+                    Err(error) if self.reads_around && is_bad_sector(&error) => {
+                        read_around(self.file, &mut self.buffer, offset)
+                    }
+                    read => read,
+                };
+                let read = read.map_err(|source| self.segment.unread(physical, source))?;
                 self.buffer.truncate(read);
                 self.buffer_at = physical;
                 0
@@ -349,10 +371,6 @@ impl ChunkReader<'_> {
             Err(HeaderFault::Zero) => Err(segment.corrupt(at.physical, "the entry is missing")),
             Err(HeaderFault::Damaged(reason)) => Err(segment.corrupt(at.physical, reason)),
         }
-    }
-
-    fn io(&self, source: io::Error) -> StoreError {
-        StoreError::io("read segment", self.segment.path(), source)
     }
 }
 

@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use crate::behind::{headers_behind, look_behind};
+use crate::behind::{headers_behind, look_behind, may_end_at};
 use crate::config::LogConfig;
 use crate::cut::remove_if_there;
 use crate::disk::{Disk, DiskLock};
@@ -119,7 +119,9 @@ impl Survey {
                 ScanStop::End
             } else {
                 let segment = self.segment(base);
-                let mut reader = segment.reader(self.disk.as_ref(), end, SCAN_BYTES)?;
+                let mut reader = segment
+                    .reader(self.disk.as_ref(), end, SCAN_BYTES)?
+                    .around_bad_sectors();
                 scan(&mut reader, &mut self.cursor, end, |_| ())?
             };
             let reason = match stop {
@@ -148,7 +150,9 @@ impl Survey {
             return Ok(false);
         }
         let segment = self.segment(base);
-        let mut reader = segment.reader(self.disk.as_ref(), file_end, SCAN_BYTES)?;
+        let mut reader = segment
+            .reader(self.disk.as_ref(), file_end, SCAN_BYTES)?
+            .around_bad_sectors();
         let behind = look_behind(&mut reader, physical, file_end)?;
         let unsynced = if unsynced_bytes_max == 0 {
             self.config.unsynced_bytes_max()
@@ -201,9 +205,13 @@ impl Survey {
             }
             let segment = self.segment(*base);
             let end = end.min(file_end);
-            let mut reader = segment.reader(self.disk.as_ref(), end, SCAN_BYTES)?;
+            let mut reader = segment
+                .reader(self.disk.as_ref(), end, SCAN_BYTES)?
+                .around_bad_sectors();
             if *base <= physical {
-                anchors.extend(self.end_of_damaged_payload(&mut reader)?);
+                let file = segment.file(self.disk.as_ref())?.as_ref();
+                let own_end = self.end_of_damaged_payload(&mut reader)?;
+                anchors.extend(own_end.filter(|own| may_end_at(file, own.physical - base)));
             }
             let from = (physical + 1).max(*base);
             let left = ANCHORS_MAX.saturating_sub(anchors.len());

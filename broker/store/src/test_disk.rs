@@ -76,6 +76,8 @@ impl Faults {
 #[derive(Debug)]
 struct MemoryFile {
     content: Mutex<Content>,
+    /// Sectors that cannot be read until they are written as a whole.
+    bad_sectors: Mutex<BTreeSet<u64>>,
     faults: Arc<Faults>,
 }
 
@@ -121,6 +123,12 @@ impl MemoryDisk {
         content.synced = content.now.clone();
     }
 
+    /// A sector of 4096 bytes cannot be read any more.
+    pub(crate) fn lose_sector(&self, path: &Path, sector: u64) {
+        let file = self.files.lock().unwrap()[path].clone();
+        file.bad_sectors.lock().unwrap().insert(sector);
+    }
+
     /// The bytes of a file.
     pub(crate) fn content(&self, path: &Path) -> Vec<u8> {
         self.files.lock().unwrap()[path]
@@ -148,6 +156,7 @@ impl MemoryDisk {
             };
             let file = MemoryFile {
                 content: Mutex::new(content),
+                bad_sectors: Mutex::new(file.bad_sectors.lock().unwrap().clone()),
                 faults: copy.faults.clone(),
             };
             copy.files
@@ -168,6 +177,7 @@ impl Disk for MemoryDisk {
         self.faults.change()?;
         let file = Arc::new(MemoryFile {
             content: Mutex::new(Content::default()),
+            bad_sectors: Mutex::default(),
             faults: self.faults.clone(),
         });
         let old = self
@@ -245,6 +255,17 @@ impl Disk for MemoryDisk {
 
 impl DiskFile for MemoryFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        let sectors = offset / 4096..(offset + buf.len() as u64).div_ceil(4096);
+        if self
+            .bad_sectors
+            .lock()
+            .unwrap()
+            .range(sectors)
+            .next()
+            .is_some()
+        {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         let content = self.content.lock().unwrap();
         let from = (offset as usize).min(content.now.len());
         let read = buf.len().min(content.now.len() - from);
@@ -264,6 +285,16 @@ impl DiskFile for MemoryFile {
             content.now.resize(end, 0);
         }
         content.now[offset as usize..end].copy_from_slice(buf);
+        // A sector at the end of the file has no more bytes than the file.
+        let is_last = end == content.now.len();
+        let mut bad = self.bad_sectors.lock().unwrap();
+        for sector in offset / 4096..(end as u64).div_ceil(4096) {
+            let whole = sector * 4096 >= offset && (is_last || (sector + 1) * 4096 <= end as u64);
+            if !whole && bad.contains(&sector) {
+                return Err(io::Error::from_raw_os_error(5));
+            }
+            bad.remove(&sector);
+        }
         Ok(())
     }
 
