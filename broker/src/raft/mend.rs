@@ -9,7 +9,7 @@ use tokio::{runtime::Handle, time::sleep};
 
 use super::{
     ConsensusParts,
-    repair::{RepairPeers, blocking, complain},
+    repair::{Asked, RepairPeers, blocking, complain},
     transport::Transport,
 };
 
@@ -87,8 +87,9 @@ async fn mend(
             peers.note_damage(&found.damage);
         }
         let (mender, from): (Mender, _) = match peers.ask_all(mender, round).await? {
-            (mender, Some(from)) => (mender, from),
-            (mender, None) => {
+            (mender, Asked::Proven(from)) => (mender, from),
+            // What peers have deleted goes here too, with the next purge.
+            (mender, Asked::Purged | Asked::Incomplete) => {
                 complain(&mender);
                 return Ok(false);
             }

@@ -47,7 +47,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-pub(crate) use self::repair::{RepairPeers, blocking};
+pub(crate) use self::repair::{Asked, RepairPeers, blocking};
 pub use self::{
     forward::ForwardError,
     server::{ForwardHandler, ForwardOutcome},

@@ -4,6 +4,7 @@
 //! ```text
 //!   range request: physical u64 | crc of the header before u32 | bytes of the entry to skip u32
 //!   answer:        0 | bytes         1 = another log goes on there       2 = nothing whole there
+//!                  3 = deleted: the log begins later
 //! ```
 
 use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
@@ -28,6 +29,23 @@ use crate::{
     metrics::Metrics,
     net::{Listener, Net},
 };
+
+/// What asking all peers came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// The range is complete, with bytes of these peers.
+    Proven(Vec<u64>),
+    /// Somebody has deleted it, and nobody has all of it.
+    Purged,
+    /// Nobody has all of it now.
+    Incomplete,
+}
+
+/// What one peer gave.
+enum Given {
+    Taken(Taken),
+    Purged,
+}
 
 /// Most bytes of one answer. Bounds the memory of both sides; an entry may be longer and then
 /// comes in parts.
@@ -105,17 +123,18 @@ impl RepairPeers {
         self.others().is_empty()
     }
 
-    /// Asks all peers, again and again, until the range is complete. Names those it came from.
+    /// Asks all peers, again and again, until the range is complete, or nobody has it because it was
+    /// deleted.
     ///
     /// # Errors
     /// When this node's own disk fails.
-    pub(crate) async fn fetch(&self, mut mender: Mender) -> Result<(Mender, Vec<u64>), StoreError> {
+    pub(crate) async fn fetch(&self, mut mender: Mender) -> Result<(Mender, Asked), StoreError> {
         let (mut pause, mut round) = (PAUSE, 0);
         loop {
-            let (asked, proven_by) = self.ask_all(mender, round).await?;
+            let (asked, outcome) = self.ask_all(mender, round).await?;
             mender = asked;
-            if let Some(from) = proven_by {
-                return Ok((mender, from));
+            if outcome != Asked::Incomplete {
+                return Ok((mender, outcome));
             }
             complain(&mender);
             sleep(pause).await;
@@ -123,9 +142,8 @@ impl RepairPeers {
         }
     }
 
-    /// Asks every peer, as long as one of them has more. The peers whose bytes complete the range;
-    /// `None` when it is not complete. Each round begins with another one: what one has may be the
-    /// wrong thing.
+    /// Asks every peer, as long as one of them has more. Each round begins with another one: what one
+    /// has may be the wrong thing.
     ///
     /// # Errors
     /// When this node's own disk fails.
@@ -133,30 +151,32 @@ impl RepairPeers {
         &self,
         mut mender: Mender,
         round: usize,
-    ) -> Result<(Mender, Option<Vec<u64>>), StoreError> {
+    ) -> Result<(Mender, Asked), StoreError> {
         let mut others = self.others();
         let first = round % others.len().max(1);
         others.rotate_left(first);
         mender.start_again();
         let (mut from, mut idle, mut wrong) = (Vec::new(), 0, 0);
+        let mut outcome = Asked::Incomplete;
         // Peers that are damaged too may have no more than a part each, in turn.
         for (id, address) in others.iter().cycle() {
             let before = mender.bytes();
             let (asked, ended) = self.ask(*id, address, mender).await?;
             mender = asked;
             match ended {
-                Ok(Taken::Proven) => {
+                Ok(Given::Taken(Taken::Proven)) => {
                     from.push(*id);
                     from.sort_unstable();
                     from.dedup();
-                    return Ok((mender, Some(from)));
+                    return Ok((mender, Asked::Proven(from)));
                 }
-                Ok(Taken::Wrong) => {
+                Ok(Given::Purged) => outcome = Asked::Purged,
+                Ok(Given::Taken(Taken::Wrong)) => {
                     tracing::debug!(peer = id, "the log of a peer goes on differently");
                     from.clear();
                     wrong += 1;
                 }
-                Ok(Taken::More) => {}
+                Ok(Given::Taken(Taken::More)) => {}
                 Err(error) => tracing::debug!(peer = id, %error, "ask for a range of the log"),
             }
             if mender.bytes() > before {
@@ -171,7 +191,7 @@ impl RepairPeers {
                 break;
             }
         }
-        Ok((mender, None))
+        Ok((mender, outcome))
     }
 
     /// Counts a range that is being mended, and tells of it.
@@ -214,7 +234,7 @@ impl RepairPeers {
         id: u64,
         address: &str,
         mut mender: Mender,
-    ) -> Result<(Mender, Result<Taken, io::Error>), StoreError> {
+    ) -> Result<(Mender, Result<Given, io::Error>), StoreError> {
         let connected = peer::connect(&self.net, &self.local, id, address, Channel::Repair).await;
         let mut connection = match connected {
             Ok(connection) => connection,
@@ -223,8 +243,10 @@ impl RepairPeers {
         loop {
             let bytes = match request(&mut connection, mender.wanted()).await {
                 Ok(RangeAnswer::Bytes(bytes)) => bytes,
-                Ok(RangeAnswer::Missing) => return Ok((mender, Ok(Taken::More))),
-                Ok(RangeAnswer::Different) => return Ok((mender, Ok(Taken::More))),
+                Ok(RangeAnswer::Missing | RangeAnswer::Different) => {
+                    return Ok((mender, Ok(Given::Taken(Taken::More))));
+                }
+                Ok(RangeAnswer::Purged) => return Ok((mender, Ok(Given::Purged))),
                 Err(error) => return Ok((mender, Err(error))),
             };
             let (back, taken) = blocking(move || {
@@ -234,7 +256,7 @@ impl RepairPeers {
             .await?;
             mender = back;
             if taken != Taken::More {
-                return Ok((mender, Ok(taken)));
+                return Ok((mender, Ok(Given::Taken(taken))));
             }
         }
     }
@@ -377,6 +399,7 @@ pub(super) fn encode_answer(answer: &RangeAnswer) -> Bytes {
         RangeAnswer::Bytes(bytes) => (0, bytes),
         RangeAnswer::Different => (1, &[]),
         RangeAnswer::Missing => (2, &[]),
+        RangeAnswer::Purged => (3, &[]),
     };
     let mut out = BytesMut::with_capacity(8 + bytes.len());
     wire::put_frame(&mut out, Kind::RangeResult, |out| {
@@ -391,6 +414,7 @@ pub(super) fn decode_answer(mut body: Bytes) -> Result<RangeAnswer, io::Error> {
         Ok(0) if !body.is_empty() && body.len() <= RANGE_BYTES_MAX => Ok(RangeAnswer::Bytes(body)),
         Ok(1) => Ok(RangeAnswer::Different),
         Ok(2) => Ok(RangeAnswer::Missing),
+        Ok(3) => Ok(RangeAnswer::Purged),
         _ => Err(wire::malformed("range result")),
     }
 }
@@ -421,6 +445,7 @@ mod tests {
             RangeAnswer::Bytes(largest),
             RangeAnswer::Different,
             RangeAnswer::Missing,
+            RangeAnswer::Purged,
         ] {
             let body = body_of(&encode_answer(&answer), Kind::RangeResult);
             assert_eq!(decode_answer(body).unwrap(), answer);
@@ -432,7 +457,7 @@ mod tests {
         let oversized = RangeAnswer::Bytes(vec![3; RANGE_BYTES_MAX + 1].into());
         let body = body_of(&encode_answer(&oversized), Kind::RangeResult);
         assert!(decode_answer(body).is_err());
-        for bytes in [&b""[..], b"\x00", b"\x03"] {
+        for bytes in [&b""[..], b"\x00", b"\x04"] {
             assert!(decode_answer(Bytes::from_static(bytes)).is_err());
         }
     }

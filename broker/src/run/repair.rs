@@ -16,7 +16,7 @@ use crate::{
     host,
     metrics::Metrics,
     net::{Listener, Net},
-    raft::{RepairPeers, blocking},
+    raft::{Asked, RepairPeers, blocking},
 };
 
 /// The opened folder, and the listener of the Raft port, which is used meanwhile. `None` when the
@@ -138,7 +138,21 @@ async fn mend(
     peers.note_damage(&damage);
     let disk = Arc::clone(disk);
     let mender = blocking(move || Mender::new(disk, damage)).await?;
-    let (mender, from) = peers.fetch(mender).await?;
+    let (mender, asked) = peers.fetch(mender).await?;
+    let Asked::Proven(from) = asked else {
+        // Peers have gone on so far that they deleted it, and whoever leads sends a checkpoint instead.
+        let physical = mender.damage().from_physical();
+        peers.note_lost_end(
+            physical,
+            physical,
+            "the peers have deleted the damaged range",
+        );
+        return blocking(move || {
+            survey.give_end_up()?;
+            Ok(survey)
+        })
+        .await;
+    };
     let (survey, mender) = blocking(move || {
         survey.mend(&mender)?;
         Ok((survey, mender))

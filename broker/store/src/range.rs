@@ -31,8 +31,10 @@ pub enum RangeAnswer {
     Bytes(Bytes),
     /// An entry begins there, but it follows another one than the asker's.
     Different,
-    /// There is no whole entry: purged, not written yet, or damaged here too.
+    /// There is no whole entry: not written yet, or damaged here too.
     Missing,
+    /// The log here begins later: what stood there was deleted by the retention of the group.
+    Purged,
 }
 
 /// The files of a log, opened or not.
@@ -53,9 +55,17 @@ impl RangeSource {
 
     /// Entries from the requested place on, `bytes_max` bytes at most.
     pub fn read(&self, wanted: RangeRequest, bytes_max: usize) -> Result<RangeAnswer, StoreError> {
-        let Some(segment) = self.segment_of(wanted.physical)? else {
-            return Ok(RangeAnswer::Missing);
+        let bases = self.bases()?;
+        let base = bases.iter().filter(|base| **base <= wanted.physical).max();
+        let Some(base) = base else {
+            // A node without any log has purged nothing.
+            return Ok(if bases.is_empty() {
+                RangeAnswer::Missing
+            } else {
+                RangeAnswer::Purged
+            });
         };
+        let segment = Segment::new(&self.dir, *base, 0, 0);
         let mut bytes = Vec::new();
         let (mut at, mut previous_crc) = (wanted.physical, wanted.previous_crc);
         while bytes.len() + HEADER_BYTES <= bytes_max {
@@ -90,14 +100,12 @@ impl RangeSource {
         Ok(RangeAnswer::Bytes(bytes.into()))
     }
 
-    fn segment_of(&self, physical: u64) -> Result<Option<Segment>, StoreError> {
+    fn bases(&self) -> Result<Vec<u64>, StoreError> {
         let names = self
             .disk
             .list(&self.dir)
             .map_err(|source| StoreError::io("list", &self.dir, source))?;
-        let bases = names.iter().filter_map(|name| base_of(name));
-        let base = bases.filter(|base| *base <= physical).max();
-        Ok(base.map(|base| Segment::new(&self.dir, base, 0, 0)))
+        Ok(names.iter().filter_map(|name| base_of(name)).collect())
     }
 
     /// The entry at an address with its header's CRC, if it is whole.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
-use crate::behind::{is_bad_sector, read_around};
+use crate::behind::{headers_behind, is_bad_sector, read_around};
 use crate::disk::{Disk, DiskFile};
 use crate::error::StoreError;
 use crate::record::{HEADER_BYTES, Header, HeaderFault, LogId};
@@ -298,12 +298,32 @@ impl Segment {
             physical: self.base,
         };
         while at.physical < end {
-            let (header, _) = reader.header(at)?;
-            sparse.note(at.index, at.physical);
-            at = Point {
-                index: at.index + 1,
-                physical: header.end_physical(),
+            let damage = match reader.header(at) {
+                Ok((header, _)) => {
+                    sparse.note(at.index, at.physical);
+                    at = Point {
+                        index: at.index + 1,
+                        physical: header.end_physical(),
+                    };
+                    continue;
+                }
+                Err(error) => error,
             };
+            // What is whole in a damaged segment can be read: the walk goes on behind the damage.
+            let mut around = self.reader(disk, end, SCAN_BYTES)?.around_bad_sectors();
+            let behind = headers_behind(&mut around, at.physical + 1, end, 1)?;
+            let Some(next) = behind.first().filter(|next| next.id.index > at.index) else {
+                return if sparse.first().is_some() {
+                    Ok(sparse)
+                } else {
+                    Err(damage)
+                };
+            };
+            at = Point {
+                index: next.id.index,
+                physical: next.physical_offset,
+            };
+            sparse.note_after_gap(at);
         }
         Ok(sparse)
     }

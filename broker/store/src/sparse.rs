@@ -20,7 +20,7 @@ pub(crate) struct Point {
     pub(crate) physical: u64,
 }
 
-/// Points in ascending order, each at least [`STEP_BYTES`] after the one before.
+/// Points in ascending order, each at least [`STEP_BYTES`] after the one before, or behind damage.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Sparse {
     points: Vec<Point>,
@@ -36,6 +36,11 @@ impl Sparse {
         {
             self.points.push(Point { index, physical });
         }
+    }
+
+    /// Takes note of the first entry behind a damaged place: nothing leads there from before.
+    pub(crate) fn note_after_gap(&mut self, point: Point) {
+        self.points.push(point);
     }
 
     /// The last point at or before `index`, unless the noted part begins behind it.

@@ -1,5 +1,6 @@
-//! Owns reading a log that did not open, damage by damage, so that each can be mended. It reads all
-//! of it, also what a start takes for whole because a checkpoint covers it.
+//! Owns reading a log that did not open, damage by damage, so that each can be mended. It reads what
+//! the start reads, from the newest checkpoint on. What is older was applied and keeps nobody out; it
+//! is left to the scrub, all the more as peers may have deleted it.
 //!
 //! What is no damage: an end that was being written, which [`crate::CommitLog::open`] cuts. What
 //! cannot be mended is an end behind which nothing is known any more although it was synced. It may
@@ -38,7 +39,7 @@ pub enum Found {
     },
 }
 
-/// Reads a log from its beginning. Holds the folder.
+/// Reads a log from its newest checkpoint on. Holds the folder.
 #[derive(Debug)]
 pub struct Survey {
     disk: Arc<dyn Disk>,
@@ -81,6 +82,19 @@ impl Survey {
             _lock: lock,
         };
         survey.list()?;
+        let begin_physical = survey.cursor.physical;
+        let end_physical = survey.files.last().map_or(0, |(base, len)| base + len);
+        // A log that ends before its checkpoint is damaged there, too.
+        if let Some(start) = start
+            && (begin_physical..=end_physical).contains(&start.end_physical)
+        {
+            survey.cursor = Cursor {
+                physical: start.end_physical,
+                crc: start.crc,
+                next_index: Some(start.id.index + 1),
+                last: Some(start.id),
+            };
+        }
         Ok(survey)
     }
 
@@ -263,13 +277,28 @@ impl Survey {
         })?;
         let dir = &self.config.dir;
         let lost = self.files.iter().rev();
-        // The file in which it begins stays: what was synced before it is in it.
+        // The file in which it begins keeps what is before it.
         for (base, _) in lost.take_while(|(base, _)| *base > physical) {
             remove_if_there(self.disk.as_ref(), &dir.join(file_name(*base)))?;
             self.disk
                 .sync_dir(dir)
                 .map_err(|source| StoreError::io("sync", dir, source))?;
         }
+        self.cut_file()?;
         self.list()
+    }
+
+    /// Ends the file that holds the cursor there: whole entries may stand behind a damaged one.
+    fn cut_file(&self) -> Result<(), StoreError> {
+        let physical = self.cursor.physical;
+        let holds = |(base, len): &&(u64, u64)| (*base..base + len).contains(&physical);
+        let Some((base, _)) = self.files.iter().find(holds) else {
+            return Ok(());
+        };
+        let path = self.config.dir.join(file_name(*base));
+        let io = |source| StoreError::io("cut segment", &path, source);
+        let file = self.disk.open(&path).map_err(io)?;
+        file.set_len(physical - base).map_err(io)?;
+        file.sync_data().map_err(io)
     }
 }
