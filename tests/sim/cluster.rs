@@ -11,6 +11,7 @@ use tokio::runtime::Runtime;
 use tokio::time::Instant;
 
 use super::image::Crash;
+use super::membership::Membership;
 use super::net::{HostId, Network, Way};
 use super::node::{End, Node, NodeSettings};
 use super::random::Random;
@@ -48,6 +49,8 @@ pub struct Cluster {
     last_id: HostId,
     /// Why processes ended, of their own accord.
     pub ends: Vec<(u64, HostId, String)>,
+    /// Looks after who belongs to the group.
+    pub membership: Membership,
 }
 
 impl Cluster {
@@ -81,6 +84,7 @@ impl Cluster {
             network,
             random,
             ends: Vec::new(),
+            membership: Membership::default(),
         }
     }
 
@@ -134,6 +138,9 @@ impl Cluster {
         let until = self.clients_now;
         self.clients
             .block_on(async { tokio::time::sleep_until(until).await });
+        let mut membership = std::mem::take(&mut self.membership);
+        membership.tend(self);
+        self.membership = membership;
     }
 
     /// Lets time pass until `done` or for so long; whether it was done.

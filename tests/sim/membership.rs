@@ -18,18 +18,19 @@ const LAG_MAX: u64 = 50;
 pub struct Membership {
     next_ms: u64,
     leaders: BTreeMap<u64, u64>,
-    /// Nodes that were made voters.
+    /// Changes that were asked for.
     pub changes: u64,
+    /// Terms with two leaders.
+    pub problems: Vec<String>,
 }
 
 impl Membership {
     /// Does what is due; the second leader of a term is a problem.
-    pub fn tend(&mut self, cluster: &Cluster) -> Vec<String> {
+    pub fn tend(&mut self, cluster: &Cluster) {
         if cluster.now_ms < self.next_ms {
-            return Vec::new();
+            return;
         }
         self.next_ms = cluster.now_ms + LOOK_MS;
-        let mut problems = Vec::new();
         for node in &cluster.nodes {
             let Some(status) = node.status() else {
                 continue;
@@ -39,14 +40,13 @@ impl Membership {
             }
             let leader = *self.leaders.entry(status.term).or_insert(status.node_id);
             if leader != status.node_id {
-                problems.push(format!(
+                self.problems.push(format!(
                     "R5: {leader} and {} lead in term {}",
                     status.node_id, status.term
                 ));
             }
         }
         self.complete(cluster);
-        problems
     }
 
     /// Whether exactly the nodes of the cluster vote, as the newest leader sees it.

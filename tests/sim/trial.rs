@@ -71,9 +71,11 @@ pub fn run(plan: Plan) -> Report {
     let mut trial = Trial::new(plan);
     trial.suffer(plan.faults_ms);
     let alive = trial.recover();
-    if alive {
+    if alive && trial.comparable {
         trial.settle();
         trial.compare();
+    } else {
+        trial.judge();
     }
     trial.report()
 }
@@ -82,7 +84,9 @@ struct Trial {
     cluster: Cluster,
     workload: Arc<Workload>,
     nemesis: Nemesis,
-    membership: Membership,
+    /// Whether all replicas have the same in the end. Not where some have deleted what is damaged on
+    /// others: then only what clients saw is judged.
+    comparable: bool,
     report: Report,
 }
 
@@ -108,11 +112,12 @@ impl Trial {
         workload.history().deletes = settings.deletes;
         let net = Arc::clone(&cluster.clients_net);
         cluster.with_clients(|| workload.start(&net, random.number()));
+        let damages = random.once_in(2);
         Self {
             cluster,
             workload,
-            nemesis: Nemesis::new(random.number(), mean_ms, random.once_in(2)),
-            membership: Membership::default(),
+            nemesis: Nemesis::new(random.number(), mean_ms, damages),
+            comparable: !(damages && settings.deletes),
             report: Report::default(),
         }
     }
@@ -121,14 +126,8 @@ impl Trial {
         let end = self.cluster.now_ms + ms;
         while self.cluster.now_ms < end {
             self.nemesis.act(&mut self.cluster);
-            self.step();
+            self.cluster.step();
         }
-    }
-
-    fn step(&mut self) {
-        self.cluster.step();
-        let problems = self.membership.tend(&self.cluster);
-        self.report.problems.extend(problems);
     }
 
     fn fail(&mut self, problem: String) {
@@ -184,7 +183,7 @@ impl Trial {
                 ));
                 return false;
             }
-            self.step();
+            self.cluster.step();
         }
         true
     }
@@ -200,6 +199,10 @@ impl Trial {
         self.cluster.step_until(SCRUB_MS, |_| false);
         self.cluster.step_until(CLIENTS_END_MS, |_| false);
         self.drain();
+        self.judge();
+    }
+
+    fn judge(&mut self) {
         let problems = oracle::judge(&self.workload.history());
         self.report.problems.extend(problems);
     }
@@ -259,7 +262,10 @@ impl Trial {
         for (_, _, reason) in &self.cluster.ends {
             *report.ends.entry(reason.clone()).or_default() += 1;
         }
-        report.membership_changes = self.membership.changes;
+        report.membership_changes = self.cluster.membership.changes;
+        report
+            .problems
+            .append(&mut self.cluster.membership.problems);
         report.trace = self.cluster.network.trace();
         report
     }
