@@ -5,6 +5,7 @@ pub mod client;
 pub mod cluster;
 mod damage;
 pub mod disk;
+pub mod drain;
 pub mod faults;
 pub mod history;
 pub mod image;

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use raftmq::config::FlushDiskType;
 
-use super::client::{Client, Pulled};
+use super::client::Client;
 use super::cluster::Cluster;
-use super::history::{Drain, Outcome};
+use super::drain::{catch_up, drain};
+use super::history::{Outcome, Send};
 use super::membership::Membership;
 use super::nemesis::{Fault, Nemesis};
 use super::node::{End, NodeSettings};
@@ -152,7 +153,7 @@ impl Trial {
                 });
                 let mut history = self.workload.history();
                 let span = (sent_at, history.tick());
-                history.sends.push(super::history::Send {
+                history.sends.push(Send {
                     id,
                     queue: 0,
                     span,
@@ -218,7 +219,7 @@ impl Trial {
         let net = Arc::clone(&self.cluster.clients_net);
         let ends = self.cluster.await_client(CATCH_UP_MS + 10_000, {
             let brokers = brokers.clone();
-            async move { catch_up(net, brokers, queues).await }
+            async move { catch_up(net, brokers, queues, (CATCH_UP_MS / 100) as u32).await }
         });
         let Some(Some(ends)) = ends else {
             self.fail(format!("V2: replicas differ after {CATCH_UP_MS} ms"));
@@ -228,11 +229,9 @@ impl Trial {
             let net = Arc::clone(&self.cluster.clients_net);
             let ends = ends.clone();
             let target = broker.clone();
-            let drained =
-                self.cluster.await_client(
-                    DRAIN_MS,
-                    async move { drain_one(net, &target, &ends).await },
-                );
+            let drained = self
+                .cluster
+                .await_client(DRAIN_MS, async move { drain(net, &target, &ends).await });
             match drained {
                 Some(Ok(drain)) => self.workload.history().drains.push(drain),
                 Some(Err(problem)) => self.fail(format!("V3: {broker}: {problem}")),
@@ -255,7 +254,7 @@ impl Trial {
         let history = self.workload.history();
         report.simulated_ms = self.cluster.now_ms;
         report.operations = history.operations();
-        let done = |send: &&super::history::Send| matches!(send.outcome, Outcome::Done(_));
+        let done = |send: &&Send| matches!(send.outcome, Outcome::Done(_));
         report.acknowledged = history.sends.iter().filter(done).count();
         drop(history);
         report.faults = std::mem::take(&mut self.nemesis.done);
@@ -269,67 +268,4 @@ impl Trial {
         report.trace = self.cluster.network.trace();
         report
     }
-}
-
-/// Ends of all queues, once they are the same on all replicas.
-async fn catch_up(
-    net: Arc<dyn raftmq::net::Net>,
-    brokers: Vec<String>,
-    queues: u32,
-) -> Option<Vec<u64>> {
-    let pause = std::time::Duration::from_millis(100);
-    for _ in 0..CATCH_UP_MS / 100 {
-        let mut found = Vec::new();
-        for broker in &brokers {
-            let mut client = Client::new(Arc::clone(&net));
-            let mut ends = Vec::new();
-            for queue in 0..queues {
-                ends.push(
-                    client
-                        .end_of_own(broker, (Workload::pullers_group(), queue))
-                        .await?,
-                );
-            }
-            found.push(ends);
-        }
-        if found.windows(2).all(|pair| pair[0] == pair[1]) {
-            return found.pop();
-        }
-        tokio::time::sleep(pause).await;
-    }
-    None
-}
-
-/// Everything that one replica has.
-async fn drain_one(
-    net: Arc<dyn raftmq::net::Net>,
-    broker: &str,
-    ends: &[u64],
-) -> Result<Drain, String> {
-    let mut client = Client::new(net);
-    let mut drain = Drain::default();
-    for (queue, end) in ends.iter().enumerate() {
-        let queue = queue as u32;
-        let place = (Workload::pullers_group(), queue);
-        let (mut first, mut ids) = (0, Vec::new());
-        let mut failures = 0;
-        while first + (ids.len() as u64) < *end {
-            let from = first + ids.len() as u64;
-            match client.pull(broker, place, from, false).await {
-                Pulled::Moved(next) if ids.is_empty() && next > from => first = next,
-                Pulled::Found(messages) if !messages.is_empty() => {
-                    ids.extend(messages.iter().map(|(_, id)| *id));
-                }
-                other => {
-                    failures += 1;
-                    if failures > 20 {
-                        return Err(format!("queue {queue} at {from} of {end}: {other:?}"));
-                    }
-                    tokio::time::sleep(std::time::Duration::from_millis(200)).await;
-                }
-            }
-        }
-        drain.queues.insert(queue, (first, ids));
-    }
-    Ok(drain)
 }

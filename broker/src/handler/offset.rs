@@ -12,7 +12,7 @@ use raftmq_state::{Command, CommitMode, OffsetCommit};
 use raftmq_store::StoreError;
 
 use super::{Handled, Refusal, Request, propose, success};
-use crate::broker::Broker;
+use crate::{broker::Broker, proposer::SubmitError};
 
 /// Number of a topic's queue in the consume queue, if there is one.
 pub(super) fn queue_number(broker: &Broker, topic: &str, queue_id: i32) -> Option<u32> {
@@ -29,6 +29,10 @@ fn queue_of(broker: &Broker, fields: &ExtFields) -> Result<Option<u32>, Refusal>
 /// Where a group goes on in a queue.
 pub(super) async fn query(broker: &Broker, request: &Request) -> Handled {
     broker.offset_commits.settle(broker).await;
+    // Another node may have taken over while they were settled.
+    if !broker.serves_for_certain().await {
+        return Err(SubmitError::NotLeader.into());
+    }
     let fields = &request.command.ext_fields;
     let group = fields.required_str("consumerGroup")?;
     let topic = fields.required_str("topic")?;

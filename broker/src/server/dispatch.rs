@@ -167,19 +167,20 @@ async fn handle(broker: &Arc<Broker>, request: &Request) -> Option<RemotingComma
 fn must_be_current(code: RequestCode) -> bool {
     matches!(
         code,
-        RequestCode::QUERY_CONSUMER_OFFSET
-            | RequestCode::SEARCH_OFFSET_BY_TIMESTAMP
+        RequestCode::SEARCH_OFFSET_BY_TIMESTAMP
             | RequestCode::GET_MAX_OFFSET
             | RequestCode::GET_ALL_CONSUMER_OFFSET
     )
 }
 
-/// Whether carrying a request out twice does no harm.
+/// Whether carrying a request out twice does no harm, also when the first time comes last: a request
+/// whose connection broke may still wait at its leader, and an offset would go back then.
 fn is_repeatable(code: RequestCode) -> bool {
     !send::is_send(code)
         && !matches!(
             code,
-            RequestCode::CONSUMER_SEND_MSG_BACK
+            RequestCode::UPDATE_CONSUMER_OFFSET
+                | RequestCode::CONSUMER_SEND_MSG_BACK
                 | RequestCode::SEND_REPLY_MESSAGE
                 | RequestCode::SEND_REPLY_MESSAGE_V2
         )
@@ -210,8 +211,9 @@ async fn serve(broker: &Arc<Broker>, request: &Request) -> Option<RemotingComman
         handler::handle(broker, request).await
     };
     // Handlers answer 14 when their proposal was refused: nothing was done.
-    (response.code != ResponseCode::SERVICE_NOT_AVAILABLE.0 || broker.is_serving())
-        .then_some(response)
+    let is_refused = response.code == ResponseCode::SERVICE_NOT_AVAILABLE.0;
+    let try_again = !broker.is_serving() || code == RequestCode::QUERY_CONSUMER_OFFSET;
+    (!(is_refused && try_again)).then_some(response)
 }
 
 /// A send that waits in this task for its outcome.
