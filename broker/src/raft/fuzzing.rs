@@ -279,7 +279,7 @@ mod tests {
             assert_eq!(raft_frame(frame).as_ref(), Some(frame));
         }
         let kinds: BTreeSet<u8> = examples.iter().map(|frame| frame[4]).collect();
-        assert_eq!(kinds, (1..=14).collect());
+        assert_eq!(kinds, (1..=18).collect());
     }
 
     #[test]

@@ -173,6 +173,8 @@ impl Node {
         let id = store_id(id);
         let (index, state) = (self.machine.index(), self.machine.state().encode());
         if self.log.entry_id(id.index)? == Some(id) {
+            // A checkpoint names no entry that is not flushed; the writer's task waits for that.
+            self.log.flush()?;
             let job = job(id, state, membership, index);
             self.checkpoints.write(job, &self.log, index)?;
         } else {
