@@ -33,6 +33,8 @@ BUILD_TIMEOUT = 1500
 
 TEST = ["cargo", "test", "--locked", "--quiet"]
 RELEASE = ["cargo", "build", "--locked", "--quiet", "--release", "--package", "raftmq"]
+# Enough for a defect that shows itself often.
+SHORT_LIVES = ["env", "RAFTMQ_SIM_SEEDS=24", "RAFTMQ_SIM_SECONDS=200"]
 CHECKS = {
     "store": ([*TEST, "--package", "raftmq-store", "--no-run"], [*TEST, "--package", "raftmq-store"]),
     "crash_points": (
@@ -41,6 +43,10 @@ CHECKS = {
     ),
     "state": ([*TEST, "--package", "raftmq-state", "--no-run"], [*TEST, "--package", "raftmq-state"]),
     "broker": ([*TEST, "--package", "raftmq", "--lib", "--no-run"], [*TEST, "--package", "raftmq", "--lib"]),
+    "simulation": (
+        [*TEST, "--release", "--package", "raftmq-tests", "--test", "simulation", "--no-run"],
+        [*SHORT_LIVES, *TEST, "--release", "--package", "raftmq-tests", "--test", "simulation"],
+    ),
     "failover": (RELEASE, [sys.executable, "tests/e2e/failover.py", "3"]),
     "crash_all": (RELEASE, [sys.executable, "tests/e2e/crash_all.py", "2"]),
     "repair": (RELEASE, [sys.executable, "tests/e2e/repair.py"]),
@@ -48,7 +54,7 @@ CHECKS = {
 }
 
 # What names the test that failed, in the output of cargo test and of the scripts.
-FAILED = re.compile(r"^(?:---- (\S+) stdout ----|FAIL (.*?)(?::.*)?)$", re.MULTILINE)
+FAILED = re.compile(r"^(?:---- (\S+) stdout ----|FAIL (.*?)(?::.*)?|  problem (\w+):.*)$", re.MULTILINE)
 
 
 class Mutant:
