@@ -161,6 +161,17 @@ impl Client {
         answer.ext_fields.get("maxOffset")?.parse().ok()
     }
 
+    /// Where a queue ends, as the leader says.
+    pub async fn end(&mut self, broker: &str, queue: u32) -> Option<u64> {
+        let request = RemotingCommand::request(RequestCode::GET_MAX_OFFSET)
+            .with_ext("topic", TOPIC)
+            .with_ext("queueId", queue);
+        let answer = self.call(broker, request).await.ok()?;
+        let is_answered = ResponseCode(answer.code) == ResponseCode::SUCCESS;
+        let end = answer.ext_fields.get("offset").filter(|_| is_answered)?;
+        end.parse().ok()
+    }
+
     async fn ask_for(
         &mut self,
         broker: &str,

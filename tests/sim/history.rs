@@ -44,6 +44,17 @@ pub struct Pull {
     pub messages: Vec<(u64, MessageId)>,
 }
 
+/// One answer of the leader to the question where a queue ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// Queue.
+    pub queue: u32,
+    /// When it was asked, and when the answer came.
+    pub span: (Moment, Moment),
+    /// Offset behind the last message.
+    pub end: u64,
+}
+
 /// One thing done to the committed offset of a group in a queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OffsetStep {
@@ -83,6 +94,8 @@ pub struct History {
     pub pulls: Vec<Pull>,
     /// Pulls that were told to go on elsewhere: queue, offset asked for, offset told.
     pub moves: Vec<(u32, u64, u64)>,
+    /// Ends of queues, as the leader told them.
+    pub ends: Vec<End>,
     /// Offsets of groups.
     pub offsets: Vec<OffsetStep>,
     /// What each replica held at the end.
@@ -98,6 +111,6 @@ impl History {
 
     /// Operations in it.
     pub fn operations(&self) -> usize {
-        self.sends.len() + self.pulls.len() + self.offsets.len()
+        self.sends.len() + self.pulls.len() + self.ends.len() + self.offsets.len()
     }
 }

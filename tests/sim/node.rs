@@ -172,6 +172,11 @@ impl Node {
         &self.disk
     }
 
+    /// Folder of the consume queue.
+    pub fn consume_queue() -> PathBuf {
+        Path::new(ROOT).join("consumequeue")
+    }
+
     /// Size of a segment. Unit: bytes.
     pub fn segment_bytes(&self) -> u64 {
         self.settings.segment_bytes

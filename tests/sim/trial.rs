@@ -11,7 +11,7 @@ use super::drain::{catch_up, drain};
 use super::history::{Outcome, Send};
 use super::membership::Membership;
 use super::nemesis::{Fault, Nemesis};
-use super::node::{End, NodeSettings};
+use super::node::{End, Node, NodeSettings};
 use super::oracle;
 use super::random::Random;
 use super::replicas;
@@ -99,7 +99,7 @@ impl Trial {
             segment_bytes: [16, 64, 512][random.below(3) as usize] << 10,
             flush: FlushDiskType::SyncFlush,
             deletes: random.once_in(2),
-            disk_bytes: 64 << 20,
+            disk_bytes: 192 << 20,
         };
         let load = Load {
             producers: 1 + random.below(6),
@@ -200,7 +200,23 @@ impl Trial {
         self.cluster.step_until(SCRUB_MS, |_| false);
         self.cluster.step_until(CLIENTS_END_MS, |_| false);
         self.drain();
+        self.rebuild();
         self.judge();
+    }
+
+    /// Lets every replica make its consume queue anew from the log, and reads everything once more.
+    fn rebuild(&mut self) {
+        if self.workload.history().deletes {
+            // The log does not begin at its beginning any more.
+            return;
+        }
+        for node in &mut self.cluster.nodes {
+            node.kill(End::Killed);
+            let queue = Node::consume_queue();
+            node.edit_files(|files| files.retain(|(path, _)| path.parent() != Some(&queue)));
+        }
+        self.cluster.heal();
+        self.drain();
     }
 
     fn judge(&mut self) {

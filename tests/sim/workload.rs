@@ -1,7 +1,7 @@
 //! What clients do to a cluster, and the history that they write down meanwhile.
 //!
 //! Producers send to random queues through random replicas and try again elsewhere after a failure.
-//! Pullers read every queue from its beginning. Consumers go on from the committed offset of their
+//! Pullers read every queue from its beginning, and ask where it ends. Consumers go on from the committed offset of their
 //! group, one for each group and queue, and commit what they have read. An administrator makes the
 //! topic larger and asks for the deletion of what has expired.
 
@@ -13,7 +13,7 @@ use raftmq::net::Net;
 use tokio::time::sleep;
 
 use super::client::{Client, Pulled};
-use super::history::{History, OffsetKind, OffsetStep, Outcome, Pull, Send};
+use super::history::{End, History, OffsetKind, OffsetStep, Outcome, Pull, Send};
 use super::random::Random;
 
 /// Times that a producer sends one message before it gives up, as RocketMQ's.
@@ -162,6 +162,19 @@ impl Worker {
             let from = next[queue as usize];
             let place = (Workload::pullers_group(), queue);
             next[queue as usize] = self.pull_once(place, from).await;
+            if self.random.once_in(4) {
+                self.ask_for_end().await;
+            }
+        }
+    }
+
+    async fn ask_for_end(&mut self) {
+        let (broker, queue) = (self.broker(), self.queue());
+        let begin = self.work.history().tick();
+        if let Some(end) = self.client.end(&broker, queue).await {
+            let mut history = self.work.history();
+            let span = (begin, history.tick());
+            history.ends.push(End { queue, span, end });
         }
     }
 

@@ -5,6 +5,7 @@
 mod agreement;
 mod dense;
 mod duplicates;
+mod freshness;
 mod gaps;
 mod loss;
 mod offsets;
@@ -16,13 +17,14 @@ use super::history::{History, MessageId};
 /// A check: every way in which a history breaks a promise.
 type Check = fn(&History) -> Vec<String>;
 
-const CHECKS: [(&str, Check); 8] = [
+const CHECKS: [(&str, Check); 9] = [
     ("L1", agreement::check),
     ("L2", phantom::check),
     ("L3", loss::check),
     ("L4", dense::check),
     ("L5", real_time::check),
     ("L6", gaps::check),
+    ("L7", freshness::check),
     ("L8", offsets::check),
     ("L10", duplicates::check),
 ];
