@@ -64,14 +64,38 @@ pub(super) async fn open(
     let mended = tokio::select! {
         biased;
         _ = shutdown.wait_for(|stop| *stop) => return Ok(None),
-        mended = mend_all(disk, folder, &peers) => mended.map_err(in_folder)?,
+        mended = mend_and_open(config, disk, folder, &peers) => mended?,
     };
     let listener = server.stop().await?;
-    if mended == 0 {
-        return Err(error);
+    Ok(Some((mended.ok_or(error)?, listener)))
+}
+
+/// Mends what a start reads, or, when that does not help, all of the log; the folder is then opened.
+/// `None`: nothing was found that could be mended.
+async fn mend_and_open(
+    config: &BrokerConfig,
+    disk: &Arc<dyn Disk>,
+    folder: Folder,
+    peers: &RepairPeers,
+) -> Result<Option<Opened>, RunError> {
+    let in_folder = |source| RunError::Store {
+        path: config.store_root.clone(),
+        source,
+    };
+    let mut any = false;
+    for all in [false, true] {
+        let mended = mend_all(disk, &folder, peers, all).await;
+        let mended = mended.map_err(in_folder)?;
+        tracing::info!(mended, all, "mended the log");
+        any |= mended > 0;
+        match open_once(config, disk).await {
+            Err(RunError::Store { source, .. }) if source.is_corrupt() && !all => {}
+            Err(error) if any => return Err(error),
+            Err(_) => return Ok(None),
+            Ok(opened) => return Ok(Some(opened)),
+        }
     }
-    tracing::info!(mended, "the log is mended");
-    Ok(Some((open_once(config, disk).await?, listener)))
+    Ok(None)
 }
 
 async fn open_once(config: &BrokerConfig, disk: &Arc<dyn Disk>) -> Result<Opened, RunError> {
@@ -80,19 +104,19 @@ async fn open_once(config: &BrokerConfig, disk: &Arc<dyn Disk>) -> Result<Opened
     opened.map_err(io::Error::other)?
 }
 
-/// Mends every damaged range of the log, and gives a lost end up. Returns how many there were.
+/// Mends every damaged range of what a start reads of the log, or of all of it, and gives a lost end up. Returns how many there were.
 async fn mend_all(
     disk: &Arc<dyn Disk>,
-    folder: Folder,
+    folder: &Folder,
     peers: &RepairPeers,
+    all: bool,
 ) -> Result<usize, StoreError> {
     let opened = Arc::clone(disk);
-    let Folder {
-        log_config,
-        position,
-        ..
-    } = folder;
-    let begun = blocking(move || Survey::begin(opened, log_config, position.as_ref()));
+    let (log_config, position) = (folder.log_config.clone(), folder.position.clone());
+    let begun = blocking(move || {
+        let survey = Survey::begin(opened, log_config, position.as_ref())?;
+        Ok(if all { survey.of_all() } else { survey })
+    });
     let mut survey = begun.await?;
     let (mut count, mut mended_at) = (0, None);
     loop {

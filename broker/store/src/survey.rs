@@ -98,6 +98,20 @@ impl Survey {
         Ok(survey)
     }
 
+    /// Reads the log from its beginning instead, for a start that a damaged older part keeps from
+    /// opening: a file that is gone, or the first entry of one.
+    #[must_use]
+    pub fn of_all(mut self) -> Self {
+        let marks = self.vote.marks();
+        self.cursor = Cursor {
+            physical: marks.start_physical,
+            crc: marks.start_crc,
+            next_index: marks.purged.is_none().then_some(0),
+            last: None,
+        };
+        self
+    }
+
     fn list(&mut self) -> Result<(), StoreError> {
         let dir = &self.config.dir;
         let names = self
