@@ -31,6 +31,21 @@ impl Folder {
 
     /// One entry in the log, and as many units in queue 1 as its payload has bytes.
     fn append(&self, units: u64) {
+        self.append_unflushed();
+        self.log.flush().unwrap();
+        let (_, next) = self.index.bounds(1);
+        let unit = IndexUnit {
+            physical_offset: self.log.max_physical(),
+            size: 1,
+            tags_code: 0,
+            store_timestamp_ms: 1,
+        };
+        let units: Vec<_> = (next..next + units).map(|at| (1, at, unit)).collect();
+        self.index.append(&units);
+    }
+
+    /// One entry that only the memory has.
+    fn append_unflushed(&self) {
         let index = self.log.last_id().map_or(0, |last| last.index + 1);
         let entry = NewEntry {
             id: LogId {
@@ -43,16 +58,6 @@ impl Folder {
             payload: Bytes::from_static(b"payload"),
         };
         self.log.append(vec![entry], Box::new(|_| ())).unwrap();
-        self.log.flush().unwrap();
-        let (_, next) = self.index.bounds(1);
-        let unit = IndexUnit {
-            physical_offset: self.log.max_physical(),
-            size: 1,
-            tags_code: 0,
-            store_timestamp_ms: 1,
-        };
-        let units: Vec<_> = (next..next + units).map(|at| (1, at, unit)).collect();
-        self.index.append(&units);
     }
 
     /// A checkpoint of what is there now, to be written later.
@@ -101,6 +106,34 @@ fn a_restart_begins_from_the_newest_checkpoint_also_without_new_messages() {
         folder.write(folder.job(false));
         assert_eq!(folder.restart(), Some((index, 3)));
     }
+}
+
+#[tokio::test]
+async fn a_checkpoint_names_no_entry_that_is_not_flushed_and_is_written_once_it_is() {
+    let folder = Folder::new();
+    folder.append_unflushed();
+    let refused = folder
+        .checkpoints
+        .write(folder.job(false), &folder.log, &folder.index);
+    assert!(matches!(refused, Err(StoreError::Failed(_))));
+    assert_eq!(folder.restart(), None);
+    let (log, job) = (Arc::clone(&folder.log), folder.job(false));
+    let Folder {
+        dir,
+        index,
+        checkpoints,
+        ..
+    } = folder;
+    let writer = CheckpointWriter::start(Arc::new(checkpoints), Arc::clone(&log), Arc::new(index));
+    writer.submit(job);
+    // The writer has looked whether the entry is flushed, and waits.
+    tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    assert!(!writer.is_idle() && open(&dir).newest().is_none());
+    log.flush().unwrap();
+    while !writer.is_idle() {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(open(&dir).newest().unwrap().id.index, 0);
 }
 
 #[test]

@@ -10,7 +10,6 @@
 //! - a follower takes the leader's entries on its ground, up to a smaller rest,
 //! - Raft's own entries may have that rest, and a node without it does not stand for election.
 
-use crate::host::blocking;
 use std::{
     sync::{
         Arc,
@@ -22,7 +21,7 @@ use std::{
 use raftmq_store::CommitLog;
 use tokio::time::sleep;
 
-use crate::{broker::Broker, config::BrokerConfig};
+use crate::{broker::Broker, config::BrokerConfig, host::blocking};
 
 /// Pause between looks. A process that writes 300 MB/s takes 30 MB in it, which is less than the
 /// ground at any time; the look itself is a system call of a microsecond.

@@ -89,6 +89,11 @@ pub(crate) fn simulated<T>(ask: impl FnOnce(&dyn Simulation) -> T) -> Option<T> 
     Some(ask(&*simulation))
 }
 
+/// Whether this thread runs a simulation: then it is the only one.
+pub(crate) fn is_simulated() -> bool {
+    SIMULATION.with_borrow(Option::is_some)
+}
+
 /// Runs work that waits for the disk on a thread where nothing else waits for it.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,

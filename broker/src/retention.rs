@@ -6,12 +6,11 @@
 //! `diskSpaceCleanForciblyRatio`. Deleting means: the checkpoint at a segment boundary becomes the
 //! Raft snapshot, and Raft purges the log up to it. Every replica decides for itself.
 
-use crate::host::blocking;
 use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-use crate::{broker::Broker, checkpoint::RollPoint, raft::Consensus};
+use crate::{broker::Broker, checkpoint::RollPoint, host::blocking, raft::Consensus};
 
 /// Pause between cleanings. RocketMQ's `cleanResourceInterval`, 10 s.
 const CLEAN_INTERVAL: Duration = Duration::from_secs(10);

@@ -171,7 +171,7 @@ async fn route(broker: &Arc<Broker>, request: &Request) -> Handled {
         RequestCode::CONSUME_MESSAGE_DIRECTLY => client::consume_directly(broker, request).await,
         RequestCode::LOCK_BATCH_MQ => lock::lock(broker, request).await,
         RequestCode::UNLOCK_BATCH_MQ => lock::unlock(broker, request).await,
-        RequestCode::QUERY_CONSUMER_OFFSET => offset::query(broker, request).await,
+        RequestCode::QUERY_CONSUMER_OFFSET => offset::query(broker, request),
         RequestCode::UPDATE_CONSUMER_OFFSET => offset::update(broker, request).await,
         RequestCode::SEARCH_OFFSET_BY_TIMESTAMP => offset::search(broker, request),
         RequestCode::GET_MAX_OFFSET => offset::max(broker, request),

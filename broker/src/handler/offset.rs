@@ -12,7 +12,7 @@ use raftmq_state::{Command, CommitMode, OffsetCommit};
 use raftmq_store::StoreError;
 
 use super::{Handled, Refusal, Request, propose, success};
-use crate::{broker::Broker, proposer::SubmitError};
+use crate::broker::Broker;
 
 /// Number of a topic's queue in the consume queue, if there is one.
 pub(super) fn queue_number(broker: &Broker, topic: &str, queue_id: i32) -> Option<u32> {
@@ -26,13 +26,8 @@ fn queue_of(broker: &Broker, fields: &ExtFields) -> Result<Option<u32>, Refusal>
     Ok(queue_number(broker, topic, fields.required_i32("queueId")?))
 }
 
-/// Where a group goes on in a queue.
-pub(super) async fn query(broker: &Broker, request: &Request) -> Handled {
-    broker.offset_commits.settle(broker).await;
-    // Another node may have taken over while they were settled.
-    if !broker.serves_for_certain().await {
-        return Err(SubmitError::NotLeader.into());
-    }
+/// Where a group goes on in a queue; what was committed before is settled by the dispatcher.
+pub(super) fn query(broker: &Broker, request: &Request) -> Handled {
     let fields = &request.command.ext_fields;
     let group = fields.required_str("consumerGroup")?;
     let topic = fields.required_str("topic")?;

@@ -4,7 +4,6 @@
 //! the messages in between are looked at, newest first, up to a limit. Recent messages, which is
 //! what people look for, are found at once; a search that runs into the limit says so in the log.
 
-use crate::host::blocking;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -16,7 +15,7 @@ use raftmq_remoting::{
 use raftmq_store::StoreError;
 
 use super::{Handled, Refusal, Request, offset::offset_at, success};
-use crate::broker::Broker;
+use crate::{broker::Broker, host::blocking};
 
 /// Messages one request looks at. About half a second of reading.
 const SCAN_MESSAGES_MAX: usize = 300_000;

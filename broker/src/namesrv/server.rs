@@ -3,7 +3,6 @@
 //! Owns the one lock of the name server ([`Shared::state`]), held only while a request is answered
 //! from memory, never across an await. A broker whose connection closes is dropped at once.
 
-use crate::host::blocking;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,11 +17,11 @@ use super::kv_config::{KvConfig, KvFile};
 use super::requests::{Reject, Request};
 use super::route_table::{ConnectionId, RouteTable};
 use super::state::{Answer, State};
-use crate::clock::Clock;
 use crate::config::NamesrvConfig;
 use crate::limits::CONNECTIONS_MAX;
 use crate::net::{Accepted, Listener, Net};
 use crate::server::frame_io::{self, ConnectionError, FrameWriter};
+use crate::{clock::Clock, host::blocking};
 
 /// Why the name server ended.
 #[derive(Debug, thiserror::Error)]

@@ -1,6 +1,5 @@
 //! Who belongs to the group: forming it, adding learners, changing the voters.
 
-use crate::host::blocking;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
@@ -18,7 +17,7 @@ use super::{
     ChangeError, Consensus,
     types::{Membership, PeerNode, StoredMembership, TypeConfig, decode_membership},
 };
-use crate::{config::RaftConfig, status::Member};
+use crate::{config::RaftConfig, host::blocking, status::Member};
 
 /// What came of the first entry of a group.
 enum Formed {

@@ -43,11 +43,12 @@ use super::{
     dead_leader::DeadLeader,
     machine::RaftMachine,
     may_lead, peer,
+    repair::blocking,
     transport::Transport,
     types::{LogId, TypeConfig, Vote},
     wire::{self, Channel, Kind},
 };
-use crate::{host, metrics::Metrics};
+use crate::metrics::Metrics;
 
 /// Pause between looks whether the log is complete.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -187,16 +188,9 @@ impl VoteGuard {
                 continue;
             }
             let log = Arc::clone(&self.log);
-            match host::blocking(move || log.end_guard()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    tracing::error!(%error, "save that this node votes again");
-                    continue;
-                }
-                Err(error) => {
-                    tracing::error!(%error, "save that this node votes again");
-                    continue;
-                }
+            if let Err(error) = blocking(move || log.end_guard()).await {
+                tracing::error!(%error, "save that this node votes again");
+                continue;
             }
             self.guarded.store(false, Ordering::SeqCst);
             self.metrics.raft.votes_withheld.set(0);

@@ -1,7 +1,6 @@
 //! openraft's log storage over the commit log: entries go to the segment files, votes and the
 //! committed hint to the vote file. The only state here is a handle; the commit log owns the rest.
 
-use crate::host;
 use std::{
     fmt::Debug,
     io,
@@ -19,6 +18,7 @@ use openraft::{
 use raftmq_store::{CommitLog, LogId as StoreLogId, LogPosition, StoreError};
 use tokio::time::sleep;
 
+use super::repair;
 use super::types::{Entry, LogId, TypeConfig, Vote, from_stored, log_id, store_id, to_stored};
 
 /// Most bytes of entries one read for replication returns (at least one entry always).
@@ -83,10 +83,7 @@ impl LogStore {
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, io::Error> {
-    host::blocking(work)
-        .await
-        .map_err(io::Error::other)?
-        .map_err(storage_error)
+    repair::blocking(work).await.map_err(storage_error)
 }
 
 /// The store's error as the `io::Error` that openraft takes as fatal.

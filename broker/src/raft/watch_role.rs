@@ -1,6 +1,5 @@
 //! Turns openraft's metrics into this node's role and status.
 
-use crate::host::end_process;
 use std::{
     sync::{
         Arc,
@@ -17,8 +16,8 @@ use tokio::{
 };
 
 use super::{machine::RaftMachine, peer::Local, pulse::Pulse, types::TypeConfig};
-use crate::metrics::Metrics;
 use crate::status::{Member, NodeAddresses, PeerProgress, RaftRole, RaftStatus};
+use crate::{host::end_process, metrics::Metrics};
 
 /// How often progress is published. Role changes do not wait for it.
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);

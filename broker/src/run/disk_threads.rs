@@ -7,7 +7,7 @@ use raftmq_store::{FlushOutcome, Flusher, PreallocOutcome, Preallocator};
 use tokio::time::sleep;
 
 use crate::{
-    host::{end_process, simulated},
+    host::{end_process, is_simulated, simulated},
     metrics::Metrics,
 };
 
@@ -28,7 +28,7 @@ pub(super) fn start_disk_threads(
         preallocator,
         works: true,
     };
-    if simulated(|_| ()).is_some() {
+    if is_simulated() {
         tokio::spawn(flush.run_in_turn());
         tokio::spawn(fill.run_in_turn());
         return Ok(());

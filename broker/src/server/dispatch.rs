@@ -167,7 +167,8 @@ async fn handle(broker: &Arc<Broker>, request: &Request) -> Option<RemotingComma
 fn must_be_current(code: RequestCode) -> bool {
     matches!(
         code,
-        RequestCode::SEARCH_OFFSET_BY_TIMESTAMP
+        RequestCode::QUERY_CONSUMER_OFFSET
+            | RequestCode::SEARCH_OFFSET_BY_TIMESTAMP
             | RequestCode::GET_MAX_OFFSET
             | RequestCode::GET_ALL_CONSUMER_OFFSET
     )
@@ -202,8 +203,12 @@ fn no_leader(command: &RemotingCommand, is_known: bool) -> RemotingCommand {
 /// Handles a request on the serving leader; `None` = it stopped serving before anything was done.
 async fn serve(broker: &Arc<Broker>, request: &Request) -> Option<RemotingCommand> {
     let code = RequestCode(request.command.code);
-    if must_be_current(code) && !broker.serves_for_certain().await {
-        return None;
+    if must_be_current(code) {
+        // Another node may take over while commits are settled, so that is asked last.
+        broker.offset_commits.settle(broker).await;
+        if !broker.serves_for_certain().await {
+            return None;
+        }
     }
     let response = if send::is_send(code) {
         send_and_wait(broker, request).await?
@@ -211,9 +216,8 @@ async fn serve(broker: &Arc<Broker>, request: &Request) -> Option<RemotingComman
         handler::handle(broker, request).await
     };
     // Handlers answer 14 when their proposal was refused: nothing was done.
-    let is_refused = response.code == ResponseCode::SERVICE_NOT_AVAILABLE.0;
-    let try_again = !broker.is_serving() || code == RequestCode::QUERY_CONSUMER_OFFSET;
-    (!(is_refused && try_again)).then_some(response)
+    (response.code != ResponseCode::SERVICE_NOT_AVAILABLE.0 || broker.is_serving())
+        .then_some(response)
 }
 
 /// A send that waits in this task for its outcome.

@@ -38,6 +38,8 @@ mod segment;
 mod space;
 mod sparse;
 mod survey;
+#[cfg(test)]
+mod survey_tests;
 mod tail;
 mod verified;
 mod vote;

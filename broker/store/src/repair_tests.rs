@@ -12,12 +12,12 @@ use crate::*;
 /// Bytes a peer gives at a time: less than most entries here have.
 const PIECE_BYTES: usize = 300;
 
-fn segment(base: u64) -> PathBuf {
+pub(crate) fn segment(base: u64) -> PathBuf {
     Path::new(DIR).join(format!("{base:020}"))
 }
 
 /// A closed log of several segments, with the vote file as a start leaves it.
-fn whole_log() -> (MemoryDisk, Vec<u64>) {
+pub(crate) fn whole_log() -> (MemoryDisk, Vec<u64>) {
     let disk = MemoryDisk::default();
     let (log, mut flusher, ..) = open(&disk, None).unwrap();
     append_flushed(&log, 1, 4, 30);
@@ -307,69 +307,6 @@ fn entries_that_a_checkpoint_covers_are_mended_although_nothing_follows_them() {
         assert!(!log.is_guarded());
         assert_equal(&damaged, &whole, &bases, &format!("cut at {cut}"));
     }
-}
-
-#[test]
-fn what_is_whole_in_a_damaged_segment_is_read_and_a_peer_that_deleted_it_says_so() {
-    let (whole, bases) = whole_log();
-    let position = {
-        let (log, ..) = open(&whole.fork(), None).unwrap();
-        log.position_at(log.last_id().unwrap().index).unwrap()
-    };
-    let last = position.id.index;
-    let addresses: Vec<u64> = {
-        let (log, ..) = open(&whole.fork(), None).unwrap();
-        let entries = log.read(0, last + 1, u64::MAX).unwrap();
-        entries.iter().map(|entry| entry.physical_offset).collect()
-    };
-    // The last one is where the start begins to read.
-    for (broken, physical) in addresses.iter().enumerate().take(last as usize) {
-        let base = *bases.iter().rev().find(|base| *base <= physical).unwrap();
-        if base == *physical {
-            // Nothing leads into the segment then, but what comes behind.
-            continue;
-        }
-        let damaged = whole.fork();
-        for base in &bases {
-            // Nobody knows where entries begin.
-            let _ = damaged.remove(&segment(*base).with_extension("sparse"));
-        }
-        damaged.edit(&segment(base), |bytes| {
-            bytes[(physical - base) as usize + 8] ^= 1;
-        });
-        let (log, ..) = open(&damaged, Some(&position)).unwrap();
-        for index in 0..=last {
-            let read = log.read(index, index + 1, u64::MAX);
-            assert_eq!(read.is_ok(), index != broken as u64, "{broken}: {index}");
-        }
-    }
-    let deleted = whole.fork();
-    deleted.remove(&segment(bases[0])).unwrap();
-    let source = RangeSource::new(Arc::new(deleted), DIR);
-    let wanted = RangeRequest {
-        physical: 0,
-        previous_crc: 0,
-        skip: 0,
-    };
-    assert_eq!(source.read(wanted, 1 << 20).unwrap(), RangeAnswer::Purged);
-}
-
-#[test]
-fn a_range_that_every_peer_deleted_is_given_up_with_all_behind_it_and_votes_are_withheld() {
-    let (whole, bases) = whole_log();
-    let damaged = whole.fork();
-    damaged.edit(&segment(bases[1]), |bytes| bytes[70] ^= 1);
-    open(&damaged, None).unwrap_err();
-    let mut survey = Survey::begin(Arc::new(damaged.clone()), config(), None).unwrap();
-    let Found::Damage(damage) = survey.next_damage().unwrap() else {
-        panic!("a damaged range");
-    };
-    survey.give_end_up().unwrap();
-    assert!(matches!(survey.next_damage().unwrap(), Found::End));
-    drop(survey);
-    let (log, ..) = open(&damaged, None).unwrap();
-    assert_eq!(log.max_physical(), damage.from_physical());
-    assert!(log.is_guarded());
 }
 
 #[test]

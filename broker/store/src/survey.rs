@@ -62,19 +62,13 @@ impl Survey {
     ) -> Result<Self, StoreError> {
         let lock = lock_folder(disk.as_ref(), &config.dir)?;
         let vote = VoteFile::open(disk.as_ref(), &config.dir, false)?;
-        let marks = vote.marks();
+        let cursor = beginning(&vote);
         let mut survey = Self {
             disk,
             config,
             vote,
             files: Vec::new(),
-            cursor: Cursor {
-                physical: marks.start_physical,
-                crc: marks.start_crc,
-                // The log may begin before the purged entry, by up to a segment.
-                next_index: marks.purged.is_none().then_some(0),
-                last: None,
-            },
+            cursor,
             checkpoint: start.map(|start| Anchor {
                 physical: start.end_physical,
                 crc: start.crc,
@@ -102,13 +96,7 @@ impl Survey {
     /// opening: a file that is gone, or the first entry of one.
     #[must_use]
     pub fn of_all(mut self) -> Self {
-        let marks = self.vote.marks();
-        self.cursor = Cursor {
-            physical: marks.start_physical,
-            crc: marks.start_crc,
-            next_index: marks.purged.is_none().then_some(0),
-            last: None,
-        };
+        self.cursor = beginning(&self.vote);
         self
     }
 
@@ -314,5 +302,17 @@ impl Survey {
         let file = self.disk.open(&path).map_err(io)?;
         file.set_len(physical - base).map_err(io)?;
         file.sync_data().map_err(io)
+    }
+}
+
+/// Where the log begins.
+fn beginning(vote: &VoteFile) -> Cursor {
+    let marks = vote.marks();
+    Cursor {
+        physical: marks.start_physical,
+        crc: marks.start_crc,
+        // The log may begin before the purged entry, by up to a segment.
+        next_index: marks.purged.is_none().then_some(0),
+        last: None,
     }
 }
