@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
+use crate::blocks::Blocks;
 use crate::config::LogConfig;
 use crate::disk::{Disk, DiskLock};
 use crate::error::StoreError;
@@ -44,6 +45,7 @@ pub struct CommitLog {
     pub(crate) prealloc: PreallocState,
     pub(crate) space: SpaceState,
     pub(crate) noted: Noted,
+    pub(crate) blocks: Blocks,
     _lock: Box<dyn DiskLock>,
 }
 
@@ -118,6 +120,7 @@ impl CommitLog {
             prealloc: PreallocState::default(),
             space: SpaceState::default(),
             noted: Noted::default(),
+            blocks: Blocks::default(),
             _lock: lock,
         }
     }

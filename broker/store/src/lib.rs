@@ -18,6 +18,7 @@ pub mod error;
 pub mod index;
 
 mod behind;
+mod blocks;
 mod commit_log;
 mod config;
 mod cut;

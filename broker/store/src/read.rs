@@ -24,6 +24,15 @@ struct DiskRange {
     end: u64,
 }
 
+/// The part of an address range that lies in one segment.
+pub(crate) struct Piece {
+    pub(crate) segment: Arc<Segment>,
+    /// Address where the part ends.
+    pub(crate) to: u64,
+    /// Address where the segment's entries end that are not in the tail.
+    pub(crate) entries_end: u64,
+}
+
 impl CommitLog {
     /// Entries `from_index..to_index` (the end is cut to the log's), until their headers and
     /// payloads exceed `bytes_max`; at least one when there is one. Uncommitted entries too.
@@ -33,13 +42,13 @@ impl CommitLog {
         to_index: u64,
         bytes_max: u64,
     ) -> Result<Vec<StoredEntry>, StoreError> {
-        self.unless_cut(|| self.read_once(from_index, to_index, bytes_max))
+        self.unless_cut(|_| self.read_once(from_index, to_index, bytes_max))
     }
 
     /// Bytes `physical_offset..physical_offset + len` of the address space. Bytes of one payload
     /// that is still in memory are not copied.
     pub fn read_bytes(&self, physical_offset: u64, len: usize) -> Result<Bytes, StoreError> {
-        self.unless_cut(|| self.read_bytes_once(physical_offset, len))
+        self.unless_cut(|epoch| self.read_bytes_once(epoch, physical_offset, len))
     }
 
     /// Id of a stored entry, or of the last purged one; `None` outside.
@@ -55,17 +64,17 @@ impl CommitLog {
 
     /// The point after the entry `index`, which must be stored or the last purged one.
     pub fn position_at(&self, index: u64) -> Result<LogPosition, StoreError> {
-        self.unless_cut(|| self.position_once(index))
+        self.unless_cut(|_| self.position_once(index))
     }
 
-    /// Repeats a read under which a truncation cut the files.
+    /// Repeats a read under which a truncation cut the files. It is given the epoch it began in.
     fn unless_cut<T>(
         &self,
-        mut read: impl FnMut() -> Result<T, StoreError>,
+        mut read: impl FnMut(u64) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
         loop {
             let epoch = self.cut_epoch();
-            let result = read();
+            let result = read(epoch);
             if self.cut_epoch() == epoch {
                 return result.inspect_err(|error| self.note_damage(error));
             }
@@ -156,10 +165,7 @@ impl CommitLog {
                     break;
                 }
                 let header = self.header_in(segment, rest, at)?;
-                let next = Point {
-                    index: at.index + 1,
-                    physical: header.end_physical(),
-                };
+                let next = Point::behind(&header);
                 if at.index >= from_index {
                     if !entries.is_empty() && u64::from(header.total_bytes) > *budget {
                         return Ok(true);
@@ -199,7 +205,12 @@ impl CommitLog {
         }
     }
 
-    fn read_bytes_once(&self, physical_offset: u64, len: usize) -> Result<Bytes, StoreError> {
+    fn read_bytes_once(
+        &self,
+        epoch: u64,
+        physical_offset: u64,
+        len: usize,
+    ) -> Result<Bytes, StoreError> {
         let limit = HEADER_BYTES + PAYLOAD_BYTES_MAX;
         if len > limit {
             let (size, max) = (len as u64, limit as u64);
@@ -210,7 +221,7 @@ impl CommitLog {
             });
         }
         let end = physical_offset.saturating_add(len as u64);
-        let (mut pieces, in_tail) = {
+        let (pieces, in_tail) = {
             let state = self.state();
             let (min, max) = (state.start_physical, state.end.physical);
             if physical_offset < min || end > max {
@@ -230,19 +241,20 @@ impl CommitLog {
                 in_tail,
             )
         };
-        let mut buffer = vec![0; len];
+        let mut parts = Vec::with_capacity(2);
         let mut position = physical_offset;
-        for (segment, piece_end, entries_end) in pieces.drain(..) {
-            let from = (position - physical_offset) as usize;
-            let to = (piece_end - physical_offset) as usize;
-            let piece = &mut buffer[from..to];
-            segment.read_verified(self.disk(), piece, position, entries_end)?;
-            position = piece_end;
+        for piece in &pieces {
+            while position < piece.to {
+                let part = self.verified_part(epoch, piece, position)?;
+                position += part.len() as u64;
+                parts.push(part);
+            }
         }
-        if let Some(tail) = in_tail {
-            buffer[(position - physical_offset) as usize..].copy_from_slice(&tail);
-        }
-        Ok(Bytes::from(buffer))
+        parts.extend(in_tail);
+        Ok(match parts.len() {
+            1 => parts.remove(0),
+            _ => parts.concat().into(),
+        })
     }
 
     fn position_once(&self, index: u64) -> Result<LogPosition, StoreError> {
@@ -338,9 +350,8 @@ impl LogState {
         })
     }
 
-    /// The segments of an address range, each with the address where its part ends, and the one
-    /// where its entries do that are not in the tail.
-    fn segments_of(&self, from: u64, to: u64, tail_start: u64) -> Vec<(Arc<Segment>, u64, u64)> {
+    /// The segments of an address range.
+    fn segments_of(&self, from: u64, to: u64, tail_start: u64) -> Vec<Piece> {
         let first = self
             .segments
             .partition_point(|segment| segment.base <= from)
@@ -351,8 +362,12 @@ impl LogState {
                 break;
             }
             let next = self.segments.get(at + 1);
-            let end = next.map_or(tail_start, |next| next.base.min(tail_start));
-            pieces.push((segment.clone(), end.min(to), end));
+            let entries_end = next.map_or(tail_start, |next| next.base.min(tail_start));
+            pieces.push(Piece {
+                segment: segment.clone(),
+                to: entries_end.min(to),
+                entries_end,
+            });
         }
         pieces
     }

@@ -214,10 +214,7 @@ impl Segment {
             if at.index == index {
                 return Ok((header, crc));
             }
-            at = Point {
-                index: at.index + 1,
-                physical: header.end_physical(),
-            };
+            at = Point::behind(&header);
         }
     }
 
@@ -241,6 +238,18 @@ impl Segment {
     ) -> Result<Point, StoreError> {
         self.known_point(disk, end, |sparse| sparse.at_or_before_physical(physical))?
             .ok_or_else(|| self.corrupt(self.base, format!("{physical} is not in it")))
+    }
+
+    /// The nearest known point at or before an address, and where the next one or `end` is.
+    pub(crate) fn block_around(
+        &self,
+        disk: &dyn Disk,
+        physical: u64,
+        end: u64,
+    ) -> Result<(Point, u64), StoreError> {
+        let start = self.point_before_physical(disk, physical, end)?;
+        let next = self.sparse().after_physical(physical);
+        Ok((start, next.map_or(end, |next| next.physical.min(end))))
     }
 
     fn known_point(
@@ -301,10 +310,7 @@ impl Segment {
             let damage = match reader.header(at) {
                 Ok((header, _)) => {
                     sparse.note(at.index, at.physical);
-                    at = Point {
-                        index: at.index + 1,
-                        physical: header.end_physical(),
-                    };
+                    at = Point::behind(&header);
                     continue;
                 }
                 Err(error) => error,

@@ -4,7 +4,7 @@
 //! sidecar file `<base>.sparse`, which may be lost or stale without harm.
 
 use crate::error::StoreError;
-use crate::record::{u32_at, u64_at};
+use crate::record::{Header, u32_at, u64_at};
 
 /// Distance between two points, in bytes.
 pub(crate) const STEP_BYTES: u64 = 64 * 1024;
@@ -18,6 +18,16 @@ const HEAD_BYTES: usize = 24;
 pub(crate) struct Point {
     pub(crate) index: u64,
     pub(crate) physical: u64,
+}
+
+impl Point {
+    /// Where the entry after this one begins.
+    pub(crate) fn behind(header: &Header) -> Self {
+        Self {
+            index: header.id.index + 1,
+            physical: header.end_physical(),
+        }
+    }
 }
 
 /// Points in ascending order, each at least [`STEP_BYTES`] after the one before, or behind damage.
@@ -55,6 +65,14 @@ impl Sparse {
             .points
             .partition_point(|point| point.physical <= physical);
         after.checked_sub(1).map(|at| self.points[at])
+    }
+
+    /// The first point behind an address.
+    pub(crate) fn after_physical(&self, physical: u64) -> Option<Point> {
+        let after = self
+            .points
+            .partition_point(|point| point.physical <= physical);
+        self.points.get(after).copied()
     }
 
     /// The first point at or after `index`: an upper bound for what must be read to reach it.
