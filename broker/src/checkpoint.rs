@@ -255,15 +255,20 @@ impl Checkpoints {
         self.dir.space()
     }
 
+    /// Bytes of the disk with this space that are held back, released for a checkpoint and taken
+    /// again.
+    pub(crate) fn reserve_bytes(&self, space: &DiskSpace) -> u64 {
+        let newest = self.newest_bytes.load(Ordering::Relaxed);
+        let wanted = RESERVE_BYTES.max(newest.saturating_mul(RESERVE_FACTOR));
+        wanted.min(space.total_bytes() / RESERVE_PART)
+    }
+
     /// Holds space back for the next checkpoint, as far as the disk has it. Blocks for a write of
     /// some MiB when the reserve was spent.
     pub(crate) fn hold_reserve(&self) {
-        let newest = self.newest_bytes.load(Ordering::Relaxed);
-        let held = self.space().and_then(|space| {
-            let wanted = RESERVE_BYTES.max(newest.saturating_mul(RESERVE_FACTOR));
-            let most = space.total_bytes() / RESERVE_PART;
-            self.reserve.hold(wanted.min(most))
-        });
+        let held = self
+            .space()
+            .and_then(|space| self.reserve.hold(self.reserve_bytes(&space)));
         if let Err(error) = held {
             tracing::warn!(%error, "hold space back for checkpoints");
         }

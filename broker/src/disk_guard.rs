@@ -9,6 +9,9 @@
 //! - offsets and metadata may use the ground, up to a rest,
 //! - a follower takes the leader's entries on its ground, up to a smaller rest,
 //! - Raft's own entries may have that rest, and a node without it does not stand for election.
+//!
+//! What is held back for checkpoints counts as taken even while it is not: it is released when one
+//! needs it and taken again right after, faster than anybody looks.
 
 use std::{
     sync::{
@@ -145,12 +148,17 @@ fn is_above(was: bool, used: u8, warning: u8, clean_forcibly: u8) -> bool {
 
 /// Looks at the space of the file systems once. Blocks for a system call or two.
 pub(crate) fn look(broker: &Broker) {
-    let root = broker
-        .consensus()
-        .map(|consensus| consensus.checkpoints().space());
-    let log = broker.machine.log().look_at_space();
+    let log = broker.machine.log();
+    let root = broker.consensus().map(|consensus| {
+        let checkpoints = consensus.checkpoints();
+        let space = checkpoints.space();
+        if let Ok(space) = &space {
+            log.claim_space(checkpoints.reserve_bytes(space));
+        }
+        space
+    });
     let mut used = None;
-    for space in std::iter::once(log).chain(root) {
+    for space in std::iter::once(log.look_at_space()).chain(root) {
         match space {
             Ok(space) => used = used.max(Some(space.used_percent())),
             Err(error) => tracing::warn!(%error, "read free disk space"),

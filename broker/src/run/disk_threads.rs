@@ -74,8 +74,9 @@ impl Flush {
             FlushOutcome::Idle => {}
             FlushOutcome::Stopped => return false,
             FlushOutcome::Failed(reason) => {
-                tracing::error!(reason, "the log cannot be written; the process ends");
-                end_process("the log cannot be written");
+                let reason = format!("the log cannot be written: {reason}");
+                tracing::error!(reason, "the process ends");
+                end_process(&reason);
                 return false;
             }
         }

@@ -15,6 +15,7 @@ use crate::prealloc::fill_limit;
 pub(crate) struct SpaceState {
     ground: AtomicU64,
     available: AtomicU64,
+    claimed: AtomicU64,
 }
 
 impl CommitLog {
@@ -27,7 +28,7 @@ impl CommitLog {
             self.note_ground(&state);
             state.segments.last().cloned()
         };
-        if self.prealloc.resume(space.available_bytes)
+        if self.prealloc.resume(self.available_bytes())
             && let Some(last) = last.filter(|last| last.is_on_disk())
         {
             self.request_preallocation(&last);
@@ -35,10 +36,18 @@ impl CommitLog {
         Ok(space)
     }
 
-    /// Bytes the file system had available when it was last asked: at most a look ago, or since
-    /// the log last grew beyond its ground or failed to get more of it.
+    /// Bytes the file system had available when it was last asked, without those that are claimed:
+    /// at most a look ago, or since the log last grew beyond its ground or failed to get more of it.
     pub fn available_bytes(&self) -> u64 {
-        self.space.available.load(Ordering::Relaxed)
+        let claimed = self.space.claimed.load(Ordering::Relaxed);
+        let available = self.space.available.load(Ordering::Relaxed);
+        available.saturating_sub(claimed)
+    }
+
+    /// Says how much of the file system others of this process may give back and take again at any
+    /// moment. It never counts as available: between two looks they may have taken it.
+    pub fn claim_space(&self, bytes: u64) {
+        self.space.claimed.store(bytes, Ordering::Relaxed);
     }
 
     /// Bytes of ground behind the log's end. The last entry that fits may leave some of them
@@ -116,6 +125,18 @@ mod tests {
         let rest = log.ground_bytes();
         let error = append(&log, usize::try_from(rest).unwrap()).unwrap_err();
         assert!(error.to_string().contains("write segment"), "{error}");
+    }
+
+    #[test]
+    fn what_others_may_take_back_is_not_available() {
+        let disk = MemoryDisk::default();
+        let (log, ..) = open(&disk, None).unwrap();
+        log.claim_space(1000);
+        for (free, available) in [(400, 0), (1000, 0), (1500, 500)] {
+            disk.set_available(free);
+            log.look_at_space().unwrap();
+            assert_eq!(log.available_bytes(), available);
+        }
     }
 
     #[test]
