@@ -1,5 +1,6 @@
 //! Damage to the logs on the disks of a cluster, never to one place on two of them: then nobody would
-//! have it any more.
+//! have it any more. Nor to what is so new that a node does not know for certain that it was synced:
+//! after a power cut such damage looks like a torn write.
 
 use std::path::PathBuf;
 
@@ -60,6 +61,7 @@ fn place(random: &mut Random, cluster: &Cluster, at: usize) -> Option<(PathBuf, 
         .collect();
     let (newest, _, newest_end) = segments.last()?;
     let end = newest + newest_end;
+    let known_as_synced = cluster.nodes[at].synced_watermark();
     for _ in 0..TRIES {
         let (base, path, length) = &segments[random.below(segments.len() as u64) as usize];
         let offset = random.below(*length);
@@ -68,7 +70,8 @@ fn place(random: &mut Random, cluster: &Cluster, at: usize) -> Option<(PathBuf, 
         let within = physical % STRIPE_BYTES;
         let in_middle = (MARGIN_BYTES..STRIPE_BYTES - MARGIN_BYTES).contains(&within);
         let at_end = physical + END_BYTES > end;
-        if owner == at && in_middle && (at == 0 || !at_end) {
+        let is_known = physical + BLOCK_BYTES < known_as_synced;
+        if owner == at && in_middle && is_known && (at == 0 || !at_end) {
             return Some((path.clone(), offset));
         }
     }

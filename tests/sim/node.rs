@@ -13,7 +13,7 @@ use raftmq::config::{BrokerConfig, FlushDiskType, Surroundings};
 use raftmq::host::{Host, Simulation, simulate};
 use raftmq::http::AdminOps;
 use raftmq::status::RaftStatus;
-use raftmq_store::Disk;
+use raftmq_store::{Disk, synced_watermark};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -393,6 +393,13 @@ impl Node {
             self.standing.apply(&change);
             self.last_change = Some(change);
         }
+    }
+
+    /// Address below which the log knows that it was synced, even if the power goes now.
+    pub fn synced_watermark(&self) -> u64 {
+        let nothing = Change::SyncDir(PathBuf::new());
+        let disk = self.standing.after(Crash::Lost, &nothing);
+        synced_watermark(&disk, &Self::segments()).unwrap_or(0)
     }
 
     /// Changes a file of a machine that is switched off; what it holds is durable.

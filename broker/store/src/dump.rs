@@ -8,6 +8,7 @@ use crate::disk::Disk;
 use crate::error::StoreError;
 use crate::record::{EntryKind, HEADER_BYTES, Header, HeaderFault};
 use crate::segment::{SCAN_BYTES, Segment, base_of};
+use crate::vote::VoteFile;
 
 /// The entries of all segments in a folder, and for each segment why its list ends.
 pub fn dump(disk: &dyn Disk, dir: &Path) -> Result<String, StoreError> {
@@ -19,6 +20,13 @@ pub fn dump(disk: &dyn Disk, dir: &Path) -> Result<String, StoreError> {
         dump_segment(disk, dir, base, &mut text)?;
     }
     Ok(text)
+}
+
+/// Address below which the log in a folder is known to have been synced: damage there is never taken
+/// for a torn write.
+pub fn synced_watermark(disk: &dyn Disk, dir: &Path) -> Result<u64, StoreError> {
+    let vote = VoteFile::open(disk, dir, false)?;
+    Ok(vote.hints().synced_physical)
 }
 
 fn dump_segment(

@@ -21,6 +21,9 @@ use crate::vote::Hints;
 pub(crate) const ASYNC_UNSYNCED_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Hints (committed, synced) are written at most this often.
 const HINT_INTERVAL: Duration = Duration::from_millis(100);
+/// Hints are synced at most this often, and this soon after they changed. Damage to what was written
+/// since cannot be told from a torn write after a power cut.
+const HINT_SYNC_INTERVAL: Duration = Duration::from_secs(1);
 /// Payloads up to this size are copied into one buffer with their headers; larger ones are handed
 /// to the kernel where they are.
 const COPY_BYTES_MAX: usize = 4096;
@@ -63,6 +66,8 @@ pub(crate) struct FlushState {
     unsynced_since: Option<Instant>,
     hinted: Hints,
     hinted_at: Option<Instant>,
+    hints_synced: Hints,
+    hints_synced_at: Option<Instant>,
 }
 
 /// What waits for the flusher.
@@ -105,12 +110,15 @@ impl FlushState {
             unsynced_since: None,
             hinted: Hints::default(),
             hinted_at: None,
+            hints_synced: Hints::default(),
+            hints_synced_at: None,
         }
     }
 
     /// After a cut: what was hinted is not the truth any more.
     pub(crate) fn forget_hints(&mut self) {
         self.hinted = Hints::default();
+        self.hints_synced = Hints::default();
     }
 }
 
@@ -191,13 +199,17 @@ impl CommitLog {
         let hints = self.current_hints();
         let io = self.io();
         let hint = (hints != io.hinted).then_some(HINT_INTERVAL);
+        let hint_sync = (hints != io.hints_synced).then(|| {
+            let since = io.hints_synced_at.map(|at| self.age(at));
+            HINT_SYNC_INTERVAL.saturating_sub(since.unwrap_or(HINT_SYNC_INTERVAL))
+        });
         let sync = match (self.config().flush, io.unsynced_since) {
             (FlushPolicy::Async { interval }, Some(since)) => {
                 Some(interval.saturating_sub(self.age(since)))
             }
             _ => None,
         };
-        hint.into_iter().chain(sync).min()
+        hint.into_iter().chain(hint_sync).chain(sync).min()
     }
 
     /// Takes what waits, as far as it goes into one write of one segment.
@@ -359,14 +371,20 @@ impl CommitLog {
         {
             self.sync_unsynced(io)?;
         }
-        if io.hinted_at.is_some_and(|at| self.age(at) < HINT_INTERVAL) {
+        let is_fresh = |at: Option<Instant>, interval| at.is_some_and(|at| self.age(at) < interval);
+        if is_fresh(io.hinted_at, HINT_INTERVAL) && is_fresh(io.hints_synced_at, HINT_SYNC_INTERVAL)
+        {
             return Ok(());
         }
         let hints = self.current_hints();
-        if hints != io.hinted {
+        if hints != io.hints_synced && !is_fresh(io.hints_synced_at, HINT_SYNC_INTERVAL) {
+            self.vote_file().sync_hints(hints)?;
+            io.hints_synced = hints;
+            io.hints_synced_at = Some(self.now());
+        } else if hints != io.hinted {
             self.vote_file().write_hints(hints)?;
-            io.hinted = hints;
         }
+        io.hinted = hints;
         io.hinted_at = Some(self.now());
         Ok(())
     }

@@ -60,7 +60,7 @@ mod repair_tests;
 pub use commit_log::{CommitLog, Completion};
 pub use config::{FlushPolicy, LogConfig};
 pub use disk::{Disk, DiskFile, DiskLock, DiskSpace, RealDisk};
-pub use dump::dump;
+pub use dump::{dump, synced_watermark};
 pub use error::StoreError;
 pub use flush::{FlushOutcome, Flusher};
 pub use identity::{FORMAT_VERSION, Identity, lock_folder};

@@ -387,3 +387,35 @@ fn an_append_interrupted_anywhere_keeps_what_was_acknowledged() {
         assert!((19..=25).contains(&last) && (!finished || last == 25));
     });
 }
+
+thread_local! {
+    static PASSED: std::cell::Cell<std::time::Duration> = const { std::cell::Cell::new(std::time::Duration::ZERO) };
+}
+
+/// The clock of a test, which moves it.
+fn now() -> std::time::Instant {
+    static BEGIN: std::sync::LazyLock<std::time::Instant> =
+        std::sync::LazyLock::new(std::time::Instant::now);
+    *BEGIN + PASSED.get()
+}
+
+#[test]
+fn after_a_power_cut_damage_to_what_was_written_over_a_second_ago_is_not_taken_for_a_torn_write() {
+    let disk = MemoryDisk::default();
+    let config = LogConfig { now, ..config() };
+    let (log, ..) = CommitLog::open(Arc::new(disk.clone()), config, None).unwrap();
+    let mut ends = Vec::new();
+    for milliseconds in [0, 400, 1100, 300] {
+        PASSED.set(PASSED.get() + std::time::Duration::from_millis(milliseconds));
+        append_flushed(&log, 1, 1, 100);
+        ends.push(log.max_physical());
+    }
+    drop(log);
+    disk.crash();
+    for (at, end) in ends.iter().enumerate() {
+        let damaged = disk.fork();
+        damaged.edit(&segment(0), |bytes| bytes[*end as usize - 1] ^= 1);
+        let opened = open(&damaged, None);
+        assert_eq!(opened.is_err(), at < 3, "entry {at}");
+    }
+}

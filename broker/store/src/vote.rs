@@ -8,7 +8,8 @@
 //! A slot is alone in its block, so a torn block harms one of the two. A durable save writes and
 //! syncs one slot, then the other: afterwards either of the two may rot and the newest value is
 //! still known, which matters because an older vote is a second vote in the same term. Hints that
-//! are not synced go into the same slot each time: were both under way, a crash might tear both.
+//! are not synced go into one slot until it is synced, then into the other: were both under way, a
+//! crash might tear both.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,8 +25,6 @@ const FILE_NAME: &str = "vote";
 const BLOCK_BYTES: u64 = 4096;
 const SLOT_BYTES: usize = 512;
 const HEAD_BYTES: usize = 16;
-/// The one slot for hints that nothing syncs.
-const LAZY_SLOT: u64 = 0;
 const MAGIC_VERSION: [u8; 4] = *b"RMV\x01";
 
 /// What the log must remember for certain.
@@ -63,6 +62,8 @@ pub(crate) struct VoteFile {
     marks: Marks,
     hints: Hints,
     sequences: [u64; 3],
+    /// The slot of the hints that may be under way; what the other one has is durable.
+    lazy_slot: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -115,12 +116,15 @@ impl VoteFile {
             marks: Marks::default(),
             hints: Hints::default(),
             sequences: [0; 3],
+            lazy_slot: 0,
         };
-        opened.vote = opened.load(Pair::Vote)?;
-        if let Some(bytes) = opened.load(Pair::Hints)? {
+        opened.vote = opened.load(Pair::Vote)?.content;
+        let hints = opened.load(Pair::Hints)?;
+        opened.lazy_slot = hints.may_be_under_way;
+        if let Some(bytes) = hints.content {
             opened.hints = Hints::decode(&bytes)?;
         }
-        if let Some(bytes) = opened.load(Pair::Marks)? {
+        if let Some(bytes) = opened.load(Pair::Marks)?.content {
             opened.marks = Marks::decode(&bytes)?;
         }
         Ok(opened)
@@ -178,12 +182,20 @@ impl VoteFile {
     /// Hands the hints to the operating system without waiting for the disk.
     pub(crate) fn write_hints(&mut self, hints: Hints) -> Result<(), StoreError> {
         self.sequences[Pair::Hints as usize] += 1;
-        self.write_slot(Pair::Hints, LAZY_SLOT, &hints.encode())?;
+        self.write_slot(Pair::Hints, self.lazy_slot, &hints.encode())?;
         self.hints = hints;
         Ok(())
     }
 
-    /// Saves the hints; durable on return.
+    /// Saves the hints with one sync; durable on return. Should they rot, older ones are found.
+    pub(crate) fn sync_hints(&mut self, hints: Hints) -> Result<(), StoreError> {
+        self.write_hints(hints)?;
+        self.sync()?;
+        self.lazy_slot = 1 - self.lazy_slot;
+        Ok(())
+    }
+
+    /// Saves the hints in both copies; durable on return.
     pub(crate) fn save_hints(&mut self, hints: Hints) -> Result<(), StoreError> {
         self.save_durably(Pair::Hints, &hints.encode())?;
         self.hints = hints;
@@ -194,16 +206,20 @@ impl VoteFile {
         self.sequences[pair as usize] += 1;
         let first = match pair {
             // Its last content may be under way still.
-            Pair::Hints => LAZY_SLOT,
+            Pair::Hints => self.lazy_slot,
             Pair::Vote | Pair::Marks => self.sequences[pair as usize] % 2,
         };
         for slot in [first, 1 - first] {
             self.write_slot(pair, slot, content)?;
-            self.file
-                .sync_data()
-                .map_err(|source| StoreError::io("fdatasync", &self.path, source))?;
+            self.sync()?;
         }
         Ok(())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.file
+            .sync_data()
+            .map_err(|source| StoreError::io("fdatasync", &self.path, source))
     }
 
     fn write_slot(&self, pair: Pair, slot: u64, content: &[u8]) -> Result<(), StoreError> {
@@ -220,9 +236,9 @@ impl VoteFile {
     }
 
     /// The newest whole value of a pair.
-    fn load(&mut self, pair: Pair) -> Result<Option<Vec<u8>>, StoreError> {
-        let mut newest: Option<(u64, Vec<u8>)> = None;
-        let mut damaged = 0;
+    fn load(&mut self, pair: Pair) -> Result<Loaded, StoreError> {
+        let mut newest: Option<(u64, Vec<u8>, u64)> = None;
+        let mut damaged = Vec::new();
         for slot in 0..2 {
             let mut bytes = [0; SLOT_BYTES];
             self.file
@@ -232,28 +248,42 @@ impl VoteFile {
                 continue;
             }
             let Some((sequence, content)) = parse_slot(&bytes) else {
-                damaged += 1;
+                damaged.push(slot);
                 continue;
             };
-            if newest.as_ref().is_none_or(|(best, _)| sequence > *best) {
-                newest = Some((sequence, content.to_vec()));
+            if newest.as_ref().is_none_or(|(best, ..)| sequence > *best) {
+                newest = Some((sequence, content.to_vec(), slot));
             }
         }
-        match newest {
-            Some((sequence, content)) => {
-                self.sequences[pair as usize] = sequence;
-                Ok(Some(content))
-            }
-            // One damaged slot beside an empty one: the very first save was torn, and so never
-            // acknowledged.
-            None if damaged < 2 => Ok(None),
-            None => Err(corrupt(match pair {
+        let may_be_under_way = (damaged.first().copied())
+            .or(newest.as_ref().map(|(.., slot)| *slot))
+            .unwrap_or(0);
+        if newest.is_none() && damaged.len() == 2 {
+            return Err(corrupt(match pair {
                 Pair::Vote => "both copies of the vote are damaged; replace this node's id",
                 Pair::Hints => "both copies of the hints are damaged",
                 Pair::Marks => "both copies of the marks are damaged",
-            })),
+            }));
         }
+        // One damaged slot beside an empty one: the very first save was torn, and so never
+        // acknowledged.
+        let content = newest.map(|(sequence, content, _)| {
+            self.sequences[pair as usize] = sequence;
+            content
+        });
+        Ok(Loaded {
+            content,
+            may_be_under_way,
+        })
     }
+}
+
+/// What a pair of slots holds.
+struct Loaded {
+    content: Option<Vec<u8>>,
+    /// A process that was killed may have left this slot in the page cache alone: the newest one, or
+    /// one that is torn. The other one is durable.
+    may_be_under_way: u64,
 }
 
 impl Marks {
@@ -422,6 +452,48 @@ mod tests {
         }
         assert_ne!(disk.content(path), written, "some hint was written");
         assert_eq!(open(&disk).unwrap().hints(), synced);
+    }
+
+    #[test]
+    fn hints_are_never_under_way_in_both_slots_whatever_comes_after_what() {
+        let path = Path::new("/data/vote");
+        let hints = |synced_physical| Hints {
+            synced_physical,
+            ..Hints::default()
+        };
+        // 0: lazy, 1: synced, 2: saved, 3: the process is killed, and another one opens the file and
+        // saves what it finds.
+        for order in 0..256 {
+            let disk = MemoryDisk::default();
+            let mut file = open(&disk).unwrap();
+            let mut durable = (hints(0), disk.content(path));
+            for at in 0..4 {
+                let next = hints(100 * (at + 1));
+                match (order >> (2 * at)) & 3 {
+                    0 => file.write_hints(next).unwrap(),
+                    1 => file.sync_hints(next).unwrap(),
+                    2 => file.save_hints(next).unwrap(),
+                    _ => {
+                        file = open(&disk).unwrap();
+                        file.save_hints(file.hints()).unwrap();
+                    }
+                }
+                if (order >> (2 * at)) & 3 > 0 {
+                    durable = (file.hints(), disk.content(path));
+                }
+                // What may be under way is torn.
+                let torn = disk.fork();
+                let written = disk.content(path);
+                for (number, (new, old)) in
+                    (written.chunks(4096).zip(durable.1.chunks(4096))).enumerate()
+                {
+                    if new != old {
+                        torn.edit(path, |bytes| bytes[number * 4096 + 8..][..100].fill(7));
+                    }
+                }
+                assert_eq!(open(&torn).unwrap().hints(), durable.0, "{order} {at}");
+            }
+        }
     }
 
     #[test]
