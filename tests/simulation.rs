@@ -229,9 +229,16 @@ fn add(sums: &mut BTreeMap<String, u64>, lines: &[String]) {
         };
         let name = match kind {
             "fault" => format!("fault {name}"),
-            // The path behind it differs each time.
-            _ => format!("process ended: {}", name.split('/').next().unwrap_or(name)),
+            _ => format!("process ended: {}", without_path(name)),
         };
         *sums.entry(name).or_default() += times.parse().unwrap_or(0);
+    }
+}
+
+/// A reason without the path in its middle, which differs each time.
+fn without_path(reason: &str) -> String {
+    match (reason.split_once('/'), reason.rsplit_once(": ")) {
+        (Some((before, _)), Some((_, cause))) => format!("{before}*: {cause}"),
+        _ => reason.to_owned(),
     }
 }

@@ -11,6 +11,7 @@ use tokio::runtime::Runtime;
 use tokio::time::Instant;
 
 use super::image::Crash;
+use super::log;
 use super::membership::Membership;
 use super::net::{HostId, Network, Way};
 use super::node::{End, Node, NodeSettings};
@@ -114,6 +115,7 @@ impl Cluster {
         let now_ms = self.now_ms;
         self.network.advance_to(now_ms);
         for at in 0..self.nodes.len() {
+            log::at(now_ms, self.nodes[at].id.into());
             if self.restarts_ms[at].is_some_and(|due| due <= now_ms) {
                 self.restarts_ms[at] = None;
                 self.nodes[at].start();
@@ -130,10 +132,12 @@ impl Cluster {
             }
             if let Some(reason) = ended {
                 let id = node.id;
+                tracing::info!(reason, "the process has ended by itself");
                 self.ends.push((now_ms, id, reason));
                 self.restart_later(at);
             }
         }
+        log::at(now_ms, 0);
         self.clients_now += std::time::Duration::from_millis(STEP_MS);
         let until = self.clients_now;
         self.clients

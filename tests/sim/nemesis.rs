@@ -127,6 +127,7 @@ impl Nemesis {
             self.next_ms = cluster.now_ms + 1 + self.random.below(2 * self.mean_ms);
             let fault = self.choose();
             if self.strike(cluster, fault) {
+                tracing::info!(?fault, "done");
                 *self.done.entry(fault).or_default() += 1;
             }
         }
@@ -151,6 +152,7 @@ impl Nemesis {
     }
 
     fn heal(&mut self, cluster: &mut Cluster, cure: Cure) {
+        tracing::info!(?cure, "healed");
         match cure {
             Cure::Ways => cluster.free_ways(),
             Cure::Disk(at) => {
@@ -238,6 +240,7 @@ impl Nemesis {
     }
 
     fn end(&mut self, cluster: &mut Cluster, at: usize, end: End) {
+        tracing::info!(node = cluster.nodes[at].id, ?end, "end");
         cluster.nodes[at].kill(end);
         cluster.restart_later(at);
     }
@@ -256,6 +259,7 @@ impl Nemesis {
 
     fn strike_network(&mut self, cluster: &Cluster, fault: Fault, at: usize, other: usize) {
         let (own, other) = (cluster.nodes[at].id, cluster.nodes[other].id);
+        tracing::info!(own, other, "network");
         let cut = |from: HostId, to: HostId| {
             let way = cluster.network.way(from, to);
             cluster.network.set_way(from, to, Way { cut: true, ..way });

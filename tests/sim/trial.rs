@@ -1,6 +1,7 @@
 //! One seed: a cluster lives through faults, heals, and everything that was promised is looked at.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 
 use raftmq::config::FlushDiskType;
@@ -76,6 +77,7 @@ pub fn run(plan: Plan) -> Report {
         trial.settle();
         trial.compare();
     } else {
+        trial.end_clients();
         trial.judge();
     }
     trial.report()
@@ -198,7 +200,7 @@ impl Trial {
         self.cluster.heal();
         self.workload.stop();
         self.cluster.step_until(SCRUB_MS, |_| false);
-        self.cluster.step_until(CLIENTS_END_MS, |_| false);
+        self.end_clients();
         self.drain();
         self.rebuild();
         self.judge();
@@ -217,6 +219,12 @@ impl Trial {
         }
         self.cluster.heal();
         self.drain();
+    }
+
+    /// Lets the clients end and write down what they have under way: it may be stored, and seen.
+    fn end_clients(&mut self) {
+        self.workload.stop();
+        self.cluster.step_until(CLIENTS_END_MS, |_| false);
     }
 
     fn judge(&mut self) {
@@ -274,7 +282,12 @@ impl Trial {
         report.acknowledged = history.sends.iter().filter(done).count();
         drop(history);
         report.faults = std::mem::take(&mut self.nemesis.done);
-        for (_, _, reason) in &self.cluster.ends {
+        let no_space = io::ErrorKind::StorageFull.to_string();
+        for (at_ms, node, reason) in &self.cluster.ends {
+            if reason.contains(&no_space) {
+                let problem = format!("V5: node {node} ended at {at_ms} ms: {reason}");
+                report.problems.push(problem);
+            }
             *report.ends.entry(reason.clone()).or_default() += 1;
         }
         report.membership_changes = self.cluster.membership.changes;

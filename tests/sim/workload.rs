@@ -140,6 +140,7 @@ impl Worker {
                 let broker = self.broker();
                 let begin = self.work.history().tick();
                 let outcome = self.client.send(&broker, queue, id).await;
+                tracing::debug!(id, queue, broker, ?outcome, "sent");
                 let mut history = self.work.history();
                 let span = (begin, history.tick());
                 history.sends.push(Send {
