@@ -4,7 +4,7 @@
 Three brokers of each kind stand on this machine. Every case runs at one, then at the other, and so
 on for a number of rounds: what else the machine does meets both. Ours acknowledges after a quorum
 has synced to disk, theirs after a quorum has the message in memory. The generators are
-`raftmq bench produce` and RocketMQ's own benchmark Producer. Prints one table and, as plain
+`raftmq bench` and RocketMQ's own benchmark Producer. Prints one table and, as plain
 information, how the figures stand to what is meant. Progress goes to standard error.
 """
 
@@ -23,13 +23,19 @@ import java
 import measure
 from comparison import OURS, THEIRS
 
-PARTS = ("idle", "generator", "producer")
+PARTS = ("idle", "generator", "producer", "old")
 
 SIZES = (128, 1024)
 
 # Connections and messages in flight on each. Not more than 512 in all: with 2048 RocketMQ refuses
 # most of them, because they wait longer than 200 ms in its queue (waitTimeMillsInSendQueue).
 LOADS = ((1, 1), (1, 32), (64, 1), (64, 8))
+
+# Messages that were sent before everything else, and by how many connections they are read back.
+# Ours have left the broker's own memory long since; both find their files in the page cache.
+OLD = {size: f"compare_old_{size}" for size in SIZES}
+OLD_MESSAGES = 400_000
+OLD_CONNECTIONS = 4
 
 # What RocketMQ's own DLedger example sets beside names, ports and folders.
 THEIR_SETTINGS = ("sendMessageThreadPoolNums=16",)
@@ -95,6 +101,15 @@ class Comparison:
                     # A cold JVM may not answer in time; the rounds are what counts.
                     progress(f"while warming up: {broken}")
 
+    def fill(self):
+        """Messages to be read back."""
+        if "old" not in self.options.parts:
+            return
+        for system in self.systems:
+            for size, topic in OLD.items():
+                progress(f"filling {topic} at {system.label}")
+                measure.fill(system, topic, size, OLD_MESSAGES)
+
     def run_case(self, number, name, load):
         """One case at both, in turn; who begins changes with the round."""
         order = self.systems if number % 2 == 0 else self.systems[::-1]
@@ -125,6 +140,7 @@ class Comparison:
         self.measure_idle("after the start")
         if set(self.options.parts) & {"generator", "producer"}:
             self.warm_up()
+        self.fill()
         for number in range(self.options.rounds):
             for name, load in self.loads(number):
                 self.run_case(number, name, load)
@@ -143,6 +159,10 @@ class Comparison:
             for size in SIZES:
                 case = {"folder": self.folder, "size": size, "seconds": seconds, "number": number}
                 yield producer_case(size), functools.partial(measure.java_produce, **case)
+        if "old" in self.options.parts:
+            for size, topic in OLD.items():
+                case = {"topic": topic, "connections": OLD_CONNECTIONS, "number": number}
+                yield old_case(size), functools.partial(measure.bench_consume, **case)
 
 
 def generator_case(connections, in_flight, size):
@@ -154,6 +174,11 @@ def generator_case(connections, in_flight, size):
 def producer_case(size):
     """How a case of RocketMQ's generator is called."""
     return f"RocketMQ's Producer, {measure.PRODUCER_THREADS} threads, {bytes_text(size)}"
+
+
+def old_case(size):
+    """How reading back is called."""
+    return f"old messages, {OLD_CONNECTIONS} connections, {bytes_text(size)}"
 
 
 def bytes_text(size):

@@ -10,7 +10,7 @@ PRODUCER_RATIO = 5
 IDLE_MIB = 40
 IDLE_CPU_PERCENT = 1
 
-# Share of one core from which a generator with one thread is taken to be the bottleneck.
+# Share of a core for each of its threads from which a generator is taken to be the bottleneck.
 GENERATOR_BUSY = 0.85
 
 LATENCIES = ["mean ms", "p50", "p99", "p99.9"]
@@ -53,7 +53,7 @@ def rows(results):
     for case, runs in results.items():
         for system in (OURS, THEIRS):
             own = runs[system]
-            busy = max(run.generator for run in own) > GENERATOR_BUSY and median(own, "p50") is not None
+            busy = any(run.generator > GENERATOR_BUSY * run.threads for run in own)
             micros = statistics.median(1e6 * run.cpu / (run.rate * run.seconds) for run in own)
             table.append(
                 [

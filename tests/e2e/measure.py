@@ -29,6 +29,9 @@ WARM_UP = 2
 # Longest time that such a run takes beside the measured one. Unit: seconds.
 BENCH_TIMEOUT = 120
 
+# Longest time to write or read the messages of a topic. Unit: seconds.
+FILL_TIMEOUT = 120
+
 # RocketMQ's Producer prints the mean of its last nine to ten seconds, for the first time after ten.
 PRODUCER_WINDOW = 10
 PRODUCER_THREADS = 64
@@ -42,8 +45,8 @@ PRODUCER_LINE = re.compile(
 
 # One run. Latencies in ms, None where the generator does not tell; `cpu` of all brokers in seconds;
 # `peak` the largest resident memory that one broker had, in bytes; `generator` is the generator's
-# own processor time as a share of one core.
-Run = collections.namedtuple("Run", "rate seconds mean p50 p99 p999 failed cpu peak generator")
+# own processor time as a share of one core, `threads` how many it has.
+Run = collections.namedtuple("Run", "rate seconds mean p50 p99 p999 failed cpu peak generator threads")
 
 
 def cpu_seconds(pid):
@@ -97,41 +100,65 @@ def idle(systems, seconds):
     return results
 
 
-def bench_produce(system, connections, in_flight, size, seconds):
-    """One run of `raftmq bench produce`."""
-    pids = system.pids()
-    reset_peaks(pids)
-    arguments = [e2e.binary(), "bench", "produce", "-n", system.name_server()]
-    arguments += ["-t", f"compare_{connections}_{in_flight}_{size}", "--size", str(size)]
-    arguments += ["-c", str(connections), "-i", str(in_flight), "-s", str(seconds)]
-    arguments += ["--warmup", str(WARM_UP), "--interval", "0", "--format", "json"]
-    for pid in pids:
-        arguments += ["--pid", str(pid)]
+def bench(system, command, topic, seconds, *arguments):
+    """One run of `raftmq bench`, which is to end in about `seconds`: its report."""
+    line = [e2e.binary(), "bench", command, "-n", system.name_server(), "-t", topic]
+    line += ["--interval", "0", "--format", "json", *(str(argument) for argument in arguments)]
+    for pid in system.pids():
+        line += ["--pid", str(pid)]
     try:
-        done = subprocess.run(
-            arguments, capture_output=True, text=True, timeout=seconds + BENCH_TIMEOUT, check=False
-        )
+        done = subprocess.run(line, capture_output=True, text=True, timeout=seconds + BENCH_TIMEOUT, check=False)
     except subprocess.TimeoutExpired:
-        raise e2e.Broken(f"bench produce at {system.label} did not end in time") from None
+        raise e2e.Broken(f"bench {command} at {system.label} did not end in time") from None
     if done.returncode != 0:
-        raise e2e.Broken(f"bench produce at {system.label}: {done.stdout}{done.stderr}")
+        raise e2e.Broken(f"bench {command} at {system.label}: {done.stdout}{done.stderr}")
     report = json.loads(done.stdout)
     if report["messages"] == 0:
-        raise e2e.Broken(f"bench produce at {system.label}: nothing was sent, {report['failures']}")
-    latency = report["latencyMs"]
+        raise e2e.Broken(f"bench {command} at {system.label}: no message, {report['failures']}")
+    return report
+
+
+def run_of(report, latency):
+    """What a report tells about a run."""
     generator, *brokers = report["processes"]
     return Run(
         rate=report["messagesPerSecond"],
         seconds=report["seconds"],
-        mean=latency["mean"],
-        p50=latency["p50"],
-        p99=latency["p99"],
-        p999=latency["p99.9"],
+        mean=latency.get("mean"),
+        p50=latency.get("p50"),
+        p99=latency.get("p99"),
+        p999=latency.get("p99.9"),
         failed=report["failed"],
         cpu=sum(broker["cpuSeconds"] for broker in brokers),
         peak=max(broker["rssPeakBytes"] for broker in brokers),
         generator=generator["cpuShare"],
+        threads=1,
     )
+
+
+def bench_produce(system, connections, in_flight, size, seconds):
+    """One run of `raftmq bench produce`."""
+    reset_peaks(system.pids())
+    topic = f"compare_{connections}_{in_flight}_{size}"
+    load = ["--size", size, "-c", connections, "-i", in_flight, "-s", seconds, "--warmup", WARM_UP]
+    report = bench(system, "produce", topic, seconds, *load)
+    return run_of(report, report["latencyMs"])
+
+
+def fill(system, topic, size, messages):
+    """Sends that many messages, to be read back."""
+    load = ["--size", size, "-c", 32, "-i", 8, "-m", messages]
+    report = bench(system, "produce", topic, FILL_TIMEOUT, *load)
+    if report["messages"] < messages:
+        raise e2e.Broken(f"{system.label} took {report['messages']} of {messages} messages: {report['failures']}")
+
+
+def bench_consume(system, topic, connections, number):
+    """One run of `raftmq bench consume` over the whole topic by a group of its own. Messages are as
+    old as they are, so that it tells no latency."""
+    reset_peaks(system.pids())
+    load = ["-c", connections, "--from", "first", "--until-empty", "-g", f"compare_{number}"]
+    return run_of(bench(system, "consume", topic, FILL_TIMEOUT, *load), {})
 
 
 def java_produce(system, folder, size, seconds, number):
@@ -176,4 +203,5 @@ def java_produce(system, folder, size, seconds, number):
         cpu=cpu,
         peak=peak,
         generator=generator / passed,
+        threads=PRODUCER_THREADS,
     )
