@@ -2,8 +2,6 @@
 `raftmq local` does not give. What `cluster.py` does with a cluster works with these too."""
 
 import contextlib
-import ctypes
-import os
 import pathlib
 import random
 import signal
@@ -195,47 +193,8 @@ def running_brokers(settings, prepare=None):
                 brokers.stop()
 
 
-def private_mounts():
-    """Gives this process a mount namespace of its own: what it mounts nobody else sees, and it is
-    gone with the process, however that ends."""
-    new_mount_namespace = 0x00020000
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(new_mount_namespace) != 0:
-        reason = os.strerror(ctypes.get_errno())
-        raise e2e.Broken(f"no mount namespace: {reason}; this test needs root (CAP_SYS_ADMIN)")
-    mount("--make-rprivate", "/")
-
-
-def mount(*arguments):
-    """Runs mount(8)."""
-    run_tool("mount", *arguments)
-
-
 def run_tool(*command):
     """Runs a system tool that must succeed."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     if done.returncode != 0:
         raise e2e.Broken(f"{' '.join(command)}: {done.stdout}{done.stderr}".strip())
-
-
-@contextlib.contextmanager
-def small_disks(folders, mebibytes, kind):
-    """Mounts a file system of this size at each folder; `kind` is tmpfs, or ext4 on a loop device."""
-    private_mounts()
-    mounted = []
-    try:
-        for folder in folders:
-            folder.mkdir(parents=True)
-            if kind == "tmpfs":
-                mount("-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder))
-            else:
-                image = folder.with_suffix(".img")
-                with open(image, "wb") as file:
-                    file.truncate(mebibytes << 20)
-                run_tool("mkfs.ext4", "-q", "-m", "0", str(image))
-                mount("-o", "loop", str(image), str(folder))
-            mounted.append(folder)
-        yield
-    finally:
-        for folder in mounted:
-            run_tool("umount", "--lazy", str(folder))

@@ -8,14 +8,13 @@ that another process fills in an instant under load end no broker. In the end ev
 message is on every replica. Needs root, for the mounts.
 """
 
-import errno
 import os
-import pathlib
 import sys
 import time
 
 import configured as own
 import cluster as e2e
+import disks
 import remoting
 
 DISK_MIB = 256
@@ -35,49 +34,20 @@ FILL_TIMEOUT = 180
 NOTICE_TIMEOUT = 15
 
 
-def disk_of(group, name):
-    """Where the disk of a node is mounted."""
-    return pathlib.Path(group.all_nodes[name]["dataDir"])
-
-
-def available(folder):
-    """Bytes a file system has left."""
-    stat = os.statvfs(folder)
-    return stat.f_bavail * stat.f_frsize
-
-
 def used_percent(folder):
     """Used part of a file system."""
     stat = os.statvfs(folder)
     used = (stat.f_blocks - stat.f_bfree) * stat.f_frsize
-    return 100 * used / (used + available(folder))
-
-
-def fill(folder, name="filler"):
-    """Takes all that a file system has left: most of it in one step, the rest block by block."""
-    with open(folder / name, "ab", buffering=0) as file:
-        size = file.tell()
-        try:
-            os.posix_fallocate(file.fileno(), size, max(available(folder), 1))
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-        file.seek(0, os.SEEK_END)
-        try:
-            while True:
-                file.write(b"x" * 4096)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
+    return 100 * used / (used + disks.available(folder))
 
 
 def run(checks):
     kind = sys.argv[1] if len(sys.argv) > 1 else "tmpfs"
 
-    def disks(group):
-        return own.small_disks([disk_of(group, name) for name in group.all_nodes], DISK_MIB, kind)
+    def small(group):
+        return disks.small_disks([disks.of(group, name) for name in group.all_nodes], DISK_MIB, kind)
 
-    with own.running_brokers(SETTINGS, lambda group: with_ballast(group, disks(group))) as group:
+    with own.running_brokers(SETTINGS, lambda group: with_ballast(group, small(group))) as group:
         loads = [fill_to_the_watermark(checks, group)]
         fill_everything(checks, group)
         restart_one(checks, group, loads[0])
@@ -91,17 +61,17 @@ def run(checks):
 class with_ballast:
     """The disks, each with the file of somebody else on it."""
 
-    def __init__(self, group, disks):
-        self.group, self.disks = group, disks
+    def __init__(self, group, small):
+        self.group, self.small = group, small
 
     def __enter__(self):
-        self.disks.__enter__()
+        self.small.__enter__()
         for name in self.group.all_nodes:
-            with open(disk_of(self.group, name) / "ballast", "wb") as file:
+            with open(disks.of(self.group, name) / "ballast", "wb") as file:
                 os.posix_fallocate(file.fileno(), 0, BALLAST_MIB << 20)
 
     def __exit__(self, *error):
-        return self.disks.__exit__(*error)
+        return self.small.__exit__(*error)
 
 
 def sender(group):
@@ -174,7 +144,7 @@ def fill_to_the_watermark(checks, group):
         report = load.finish()
     print(f"filled: {report['messages']} sent, failures {report['failures']}")
     for name in group.all_nodes:
-        used = used_percent(disk_of(group, name))
+        used = used_percent(disks.of(group, name))
         checks.check(88 < used < 97, f"watermark: the disk of {name} is {used:.0f} % full", "not around 90 %")
     check_no_deaths(checks, group, "watermark")
     check_service(checks, group, load.topic, "watermark", 1)
@@ -184,8 +154,8 @@ def fill_to_the_watermark(checks, group):
 def fill_everything(checks, group):
     """Somebody else takes the rest."""
     for name in group.all_nodes:
-        fill(disk_of(group, name))
-        left = available(disk_of(group, name))
+        disks.fill(disks.of(group, name))
+        left = disks.available(disks.of(group, name))
         checks.check(left == 0, f"the disk of {name} is 100 % full", f"{left} bytes left")
     # Longer than the broker looks away.
     time.sleep(2)
@@ -231,8 +201,8 @@ def await_sends(checks, group, when):
 def free_space(checks, group):
     """Somebody removes files."""
     for name in group.all_nodes:
-        (disk_of(group, name) / "filler").unlink()
-        (disk_of(group, name) / "ballast").unlink()
+        (disks.of(group, name) / disks.FILLER).unlink()
+        (disks.of(group, name) / "ballast").unlink()
     await_sends(checks, group, "space freed")
 
 
@@ -240,7 +210,7 @@ def fill_one_follower(checks, group):
     """Only a follower's disk is full; it falls behind, and catches up."""
     leader = group.await_leader()
     victim = next(name for name in group.all_nodes if name != leader)
-    fill(disk_of(group, victim))
+    disks.fill(disks.of(group, victim))
     before = group.status(victim)["lastIndex"]
     load = e2e.Load(group, "one_full", **LOAD)
     with e2e.loads(load):
@@ -261,7 +231,7 @@ def fill_one_follower(checks, group):
     )
     received = e2e.consume_all(group, "filling", QUEUES, group.nodes()[victim]["address"])
     checks.check(len(received) > 0, f"a follower is full: it serves {len(received)} messages", "none")
-    (disk_of(group, victim) / "filler").unlink()
+    (disks.of(group, victim) / disks.FILLER).unlink()
     group.await_caught_up(victim)
     checks.check(True, "a follower is full no longer: it has caught up")
     check_no_deaths(checks, group, "a follower is full no longer")
@@ -274,13 +244,13 @@ def fill_under_load(checks, group):
     with e2e.loads(load):
         e2e.await_that("the load", FILL_TIMEOUT, lambda: load.acknowledged() > 200)
         for name in group.all_nodes:
-            fill(disk_of(group, name))
+            disks.fill(disks.of(group, name))
         # Under load for a while, against full disks.
         time.sleep(3)
         check_no_deaths(checks, group, "filled under load")
         check_service(checks, group, load.topic, "filled under load", 10)
         for name in group.all_nodes:
-            (disk_of(group, name) / "filler").unlink()
+            (disks.of(group, name) / disks.FILLER).unlink()
         await_sends(checks, group, "freed under load")
         report = load.finish()
     print(f"under load: {report['messages']} sent, failures {report['failures']}")

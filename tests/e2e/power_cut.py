@@ -1,25 +1,20 @@
 #!/usr/bin/env python3
 """power_cut.py [ROUNDS] [--async]: the power of all brokers is cut at random moments under load.
 
-Each broker has an ext4 file system of its own in an image. A cut freezes all brokers and copies the
-images: that is what has reached the disks, and nothing that only stands in the page cache. Then all
-brokers are killed, and the copies are mounted in place of the images and the brokers started on
-them. With the default flush nothing acknowledged is lost. With --async (flushDiskType=ASYNC_FLUSH)
+Then all are started again on what had reached their disks (`disks.Images`). With the default flush nothing acknowledged is lost. With --async (flushDiskType=ASYNC_FLUSH)
 a cut of all brokers may lose what was acknowledged since the last sync; how much is printed. Needs
 root, for the mounts, which nobody else sees.
 """
 
-import pathlib
 import random
-import signal
 import sys
 import time
 
 import cluster as e2e
 import configured as own
+import disks
 import remoting
 
-DISK_MIB = 512
 SETTINGS = {"mappedFileSizeCommitLog": 16 << 20}
 ASYNC = {"flushDiskType": "ASYNC_FLUSH", "flushIntervalCommitLog": 500}
 
@@ -31,66 +26,21 @@ CALM_RANDOM = 1.0
 LOSS_MAX = 1.0
 
 
-class Disks:
-    """One image for each broker."""
-
-    def __init__(self, group):
-        self.folders = {name: pathlib.Path(node["dataDir"]) for name, node in group.all_nodes.items()}
-        self.mounted = []
-
-    def __enter__(self):
-        own.private_mounts()
-        for name, folder in self.folders.items():
-            folder.mkdir(parents=True)
-            image = self.image(name)
-            with open(image, "wb") as file:
-                file.truncate(DISK_MIB << 20)
-            own.run_tool("mkfs.ext4", "-q", "-m", "0", str(image))
-            self.mount(name)
-        return self
-
-    def __exit__(self, *_):
-        for folder in self.mounted:
-            own.run_tool("umount", "--lazy", str(folder))
-
-    def image(self, name):
-        """The file that is the disk of a broker."""
-        return self.folders[name].with_suffix(".img")
-
-    def mount(self, name):
-        """Attaches the disk."""
-        own.mount("-o", "loop", str(self.image(name)), str(self.folders[name]))
-        self.mounted.append(self.folders[name])
-
-    def copy(self, name):
-        """Copies what has reached the disk."""
-        image = self.image(name)
-        own.run_tool("cp", "--sparse=always", str(image), str(image.with_suffix(".cut")))
-
-    def swap(self, name):
-        """Puts the copy in place of the disk."""
-        own.run_tool("umount", str(self.folders[name]))
-        self.mounted.remove(self.folders[name])
-        image = self.image(name)
-        image.with_suffix(".cut").replace(image)
-        self.mount(name)
-
-
 def run(checks):
     is_async = "--async" in sys.argv
     numbers = [argument for argument in sys.argv[1:] if argument.isdigit()]
     rounds = int(numbers[0]) if numbers else 3
     with e2e.temporary_folder() as folder:
         group = own.Brokers(folder, {**SETTINGS, **(ASYNC if is_async else {})})
-        with Disks(group) as disks:
+        with disks.Images(group) as images:
             try:
                 group.start()
-                loaded(checks, group, disks, rounds, is_async)
+                loaded(checks, group, images, rounds, is_async)
             finally:
                 group.stop()
 
 
-def loaded(checks, group, disks, rounds, is_async):
+def loaded(checks, group, images, rounds, is_async):
     """All cuts, and what they left."""
     addresses = group.addresses()
     prober = remoting.Prober(addresses, "probe")
@@ -100,7 +50,7 @@ def loaded(checks, group, disks, rounds, is_async):
     with e2e.loads(ordered, pipelined):
         prober.start()
         for number in range(rounds):
-            cuts.append(cut(group, disks, prober))
+            cuts.append(cut(group, images, prober))
             if not is_async:
                 print(f"cut {number + 1}: first acknowledgement {cuts[-1][1]:.2f} s after the start", flush=True)
         time.sleep(CALM)
@@ -119,17 +69,11 @@ def loaded(checks, group, disks, rounds, is_async):
     e2e.check_topic(checks, group, prober.topic, 4, prober.acks, True)
 
 
-def cut(group, disks, prober):
+def cut(group, images, prober):
     """One cut; when it was, and the seconds from the start to the first acknowledgement."""
     time.sleep(CALM + random.random() * CALM_RANDOM)
     names = list(group.all_nodes)
-    group.signal(names, signal.SIGSTOP)
-    moment = time.monotonic()
-    for name in names:
-        disks.copy(name)
-    group.kill(*names)
-    for name in names:
-        disks.swap(name)
+    moment = images.cut_power(names)
     begin = time.monotonic()
     for name in names:
         group.restart(name)

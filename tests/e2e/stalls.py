@@ -4,128 +4,33 @@ syncs take 5 s, cut off by a partition in one or in both directions.
 
 Each time the group takes messages again within 2 s, the leader of the past returns as a follower,
 and the term rises by little: no storm of elections. In the end nothing acknowledged is lost. Runs
-in a network namespace of its own, where packets between brokers are told apart by the group that
-their sender runs under; needs root.
+in a network namespace of its own; needs root.
 """
 
-import ctypes
-import os
-import pathlib
-import signal
-import subprocess
 import sys
 import time
 
 import cluster as e2e
-import configured as own
+import faults
 import remoting
 
 # What a group may take to be writable again. Unit: seconds.
 WRITABLE_MAX = 2.0
-# How long a fault lasts, and what a sync takes meanwhile. Unit: seconds.
+# How long a fault lasts. Unit: seconds.
 FAULT = 4.0
-SYNC = 5.0
 # Terms that one fault may use: an election may need a second try.
 TERMS_MAX = 4
 # Calm before each fault. Unit: seconds.
 CALM = 1.0
 
-# Nobody has these numbers; root keeps its rights under any group.
-FIRST_GROUP = 61001
-
-
-class Stalling(own.Brokers):
-    """Brokers with a slow disk on demand, each under a Unix group of its own."""
-
-    def __init__(self, folder, settings):
-        super().__init__(folder, settings)
-        self.library = folder / "slow_disk.so"
-        source = pathlib.Path(__file__).with_name("slow_disk.c")
-        own.run_tool("cc", "-shared", "-fPIC", "-O1", "-o", str(self.library), str(source), "-ldl")
-
-    def gid(self, name):
-        """The Unix group of a node."""
-        return FIRST_GROUP + list(self.all_nodes).index(name)
-
-    def flag(self, name):
-        """The file that slows the disk of a node."""
-        return self.folder / f"{name}.slow"
-
-    def launch(self, name):
-        environment = {**os.environ, "LD_PRELOAD": str(self.library), "SLOW_DISK_FLAG": str(self.flag(name))}
-        return {"env": environment, "group": self.gid(name)}
-
-
-def private_network():
-    """A network namespace with nothing but its own loopback; gone with this process."""
-    # Not on the path of every user.
-    os.environ["PATH"] += ":/usr/sbin:/sbin"
-    new_network_namespace = 0x40000000
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(new_network_namespace) != 0:
-        raise e2e.Broken(f"no network namespace: {os.strerror(ctypes.get_errno())}; this test needs root")
-    own.run_tool("ip", "link", "set", "lo", "up")
-
-
-def rules(text):
-    """Replaces the packet filter of the namespace."""
-    program = f"flush ruleset\ntable inet partition {{\n chain output {{\n type filter hook output priority 0;\n{text}\n }}\n}}\n"
-    done = subprocess.run(["nft", "-f", "-"], input=program, capture_output=True, text=True, timeout=30, check=False)
-    if done.returncode != 0:
-        raise e2e.Broken(f"nft: {done.stderr}")
-
-
-def raft_port(group, name):
-    """The port on which a node listens for its peers."""
-    return group.all_nodes[name]["raftAddress"].rsplit(":", 1)[1]
-
-
-def silence(group, leader):
-    """Rules that drop whatever a node sends to its peers, on connections of either side."""
-    gid = group.gid(leader)
-    theirs = ", ".join(raft_port(group, name) for name in group.all_nodes if name != leader)
-    mine = raft_port(group, leader)
-    return f"meta skgid {gid} tcp dport {{ {theirs} }} drop\nmeta skgid {gid} tcp sport {mine} drop"
-
-
-def deafness(group, leader):
-    """Rules that drop whatever peers send to a node on its own port; they hear it."""
-    gids = ", ".join(str(group.gid(name)) for name in group.all_nodes if name != leader)
-    return f"meta skgid {{ {gids} }} tcp dport {raft_port(group, leader)} drop"
-
-
-def paused(group, leader):
-    """paused"""
-    os.kill(group.nodes()[leader]["pid"], signal.SIGSTOP)
-    return lambda: os.kill(group.nodes()[leader]["pid"], signal.SIGCONT)
-
-
-def stalled(group, leader):
-    """on a disk that stalls"""
-    group.flag(leader).write_text(f"{1000 * SYNC:.0f}\n")
-    return group.flag(leader).unlink
-
-
-def silent(group, leader):
-    """heard by nobody (a partition in one direction)"""
-    rules(silence(group, leader))
-    return lambda: rules("")
-
-
-def cut_off(group, leader):
-    """cut off (a partition in both directions)"""
-    rules(f"{silence(group, leader)}\n{deafness(group, leader)}")
-    return lambda: rules("")
-
-
-FAULTS = (paused, stalled, silent, cut_off)
+FAULTS = (faults.paused, faults.stalled, faults.silent, faults.cut_off)
 
 
 def run(checks):
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 1
-    private_network()
+    faults.private_network()
     with e2e.temporary_folder() as folder:
-        group = Stalling(folder, {})
+        group = faults.Brokers(folder, {})
         try:
             group.start()
             # Each stays with one replica, as long as that answers.
