@@ -4,6 +4,7 @@
 //! request to the leader, change the group. Raft's tasks run on a runtime of their own with one
 //! thread, so that a burst of client work never delays a heartbeat.
 
+mod confirm;
 mod dead_leader;
 mod forward;
 pub(crate) mod fuzzing;
@@ -37,7 +38,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use openraft::{Raft, ReadPolicy, async_runtime::watch::WatchReceiver, errors::ClientWriteError};
+use openraft::{Raft, async_runtime::watch::WatchReceiver, errors::ClientWriteError};
 use raftmq_remoting::RemotingCommand;
 use raftmq_state::Reply;
 use raftmq_store::CommitLog;
@@ -48,12 +49,8 @@ use tokio::{
 };
 
 pub(crate) use self::repair::{Asked, RepairPeers, blocking};
-pub use self::{
-    forward::ForwardError,
-    server::{ForwardHandler, ForwardOutcome},
-    watch_role::Role,
-};
 use self::{
+    confirm::Confirmer,
     forward::Forwarder,
     guard::VoteGuard,
     log_store::{LogStore, SnapshotBoundary},
@@ -64,6 +61,11 @@ use self::{
     start::{raft_config, raft_machine, serve_peers, start_raft, start_runtime},
     transport::Transport,
     types::{Batch, Callback, TypeConfig},
+};
+pub use self::{
+    forward::ForwardError,
+    server::{ForwardHandler, ForwardOutcome},
+    watch_role::Role,
 };
 use crate::{
     checkpoint::{Checkpoints, MembershipRecord},
@@ -85,9 +87,6 @@ const TRANSFER_POLL: Duration = Duration::from_millis(1);
 /// How long the answer of a deposed leader is waited for once its successor is known. One that hands
 /// over answers what it has taken within milliseconds.
 const LATE_ANSWER_MAX: Duration = Duration::from_millis(300);
-/// Longest wait for a quorum to confirm that this node leads. A quorum that is there answers within
-/// milliseconds.
-const CONFIRM_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pause between two questions whether Raft still answers.
 const PULSE_PAUSE: Duration = Duration::from_secs(1);
 /// Longest wait for Raft to turn a checkpoint into its snapshot, and then to purge the log.
@@ -177,6 +176,7 @@ pub struct Consensus {
     role: watch::Receiver<Role>,
     status: watch::Receiver<Arc<RaftStatus>>,
     forwarder: Forwarder,
+    confirmer: Arc<Confirmer>,
     guard: Arc<VoteGuard>,
     snapshot_target: Arc<AtomicU64>,
     checkpoints: Arc<Checkpoints>,
@@ -232,6 +232,7 @@ impl Consensus {
             metrics: Arc::clone(&parts.metrics),
         };
         serve_peers(&runtime, server, parts.listener);
+        let confirmer = Confirmer::new(raft.clone(), local.id, transport.clone(), runtime.clone());
         let stopping = Arc::new(AtomicBool::new(false));
         let pulse = pulse_of(&runtime, raft.clone());
         let watched = watch_role::start(
@@ -247,6 +248,7 @@ impl Consensus {
             raft,
             local,
             log,
+            confirmer,
             guard,
             forwarder: Forwarder::new(transport, runtime.clone()),
             runtime,
@@ -335,8 +337,7 @@ impl Consensus {
     /// Whether a quorum confirms that this node leads now. A leader that was cut off or paused does
     /// not know at once that it was replaced: until then it would answer with what was true before.
     pub(crate) async fn confirm_leadership(&self) -> bool {
-        let confirmed = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
-        matches!(timeout(CONFIRM_TIMEOUT, confirmed).await, Ok(Ok(_)))
+        self.confirmer.confirm().await
     }
 
     /// Sends a client's request to the current leader.

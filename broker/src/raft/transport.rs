@@ -84,6 +84,13 @@ impl Transport {
     }
 }
 
+impl Transport {
+    /// A client for heartbeats beside openraft's own.
+    pub(crate) fn heartbeat_client(&self, target: u64, node: &PeerNode) -> PeerClient {
+        self.client(target, node, Channel::Heartbeat)
+    }
+}
+
 impl RaftNetworkFactory<TypeConfig> for Transport {
     type Network = PeerClient;
 
