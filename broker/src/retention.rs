@@ -5,6 +5,9 @@
 //! unless `cleanFileForciblyEnable` is false, before they expire when it is fuller than
 //! `diskSpaceCleanForciblyRatio`. Deleting means: the checkpoint at a segment boundary becomes the
 //! Raft snapshot, and Raft purges the log up to it. Every replica decides for itself.
+//!
+//! A damaged range that all peers have deleted can be mended by nobody, so it is deleted here too,
+//! with what lies before it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -31,6 +34,8 @@ struct Situation {
     max_used: u8,
     /// `None`: unexpired segments stay.
     clean_forcibly: Option<u8>,
+    /// The log has damage before this address that nobody can mend.
+    gone_until: Option<u64>,
 }
 
 /// The point up to which the log should be purged now. `rolls` is ordered, oldest first.
@@ -39,6 +44,11 @@ fn decide(situation: Situation, rolls: &[RollPoint], purged: Option<u64>) -> Opt
         .iter()
         .filter(|roll| purged.is_none_or(|purged| roll.id.index > purged))
         .collect();
+    if let Some(until) = situation.gone_until
+        && let Some(roll) = candidates.iter().find(|roll| roll.physical_offset >= until)
+    {
+        return Some(**roll);
+    }
     let expired = |roll: &&&RollPoint| {
         // Without a message there is nothing to expire, and nothing gained.
         let has_messages = roll.last_store_timestamp_ms > 0;
@@ -76,7 +86,8 @@ pub(crate) async fn run(broker: Arc<Broker>) {
         let is_forced = situation
             .clean_forcibly
             .is_some_and(|limit| situation.disk_used > limit);
-        if asked || is_forced || cleaned.elapsed() >= CLEAN_INTERVAL {
+        let is_damaged = situation.gone_until.is_some();
+        if asked || is_forced || is_damaged || cleaned.elapsed() >= CLEAN_INTERVAL {
             clean(&broker, &consensus, situation).await;
             cleaned = Instant::now();
         }
@@ -112,6 +123,8 @@ async fn clean(broker: &Broker, consensus: &Arc<Consensus>, situation: Situation
 
 fn observe(broker: &Broker, asked: bool) -> Situation {
     let config = &broker.config;
+    let log = broker.machine.log();
+    let gone_until = log.gone_until();
     let now_ms = broker.clock.now_ms();
     let hour = (now_ms + broker.clock.local_offset_ms()) / MS_PER_HOUR % 24;
     let is_delete_hour = config
@@ -127,6 +140,7 @@ fn observe(broker: &Broker, asked: bool) -> Situation {
         clean_forcibly: config
             .clean_file_forcibly
             .then_some(config.disk_clean_forcibly_ratio),
+        gone_until: (gone_until > log.min_physical()).then_some(gone_until),
     }
 }
 
@@ -157,6 +171,7 @@ mod tests {
             reserved_ms: 100,
             max_used: 75,
             clean_forcibly: Some(85),
+            gone_until: None,
         }
     }
 
@@ -172,6 +187,18 @@ mod tests {
     #[test]
     fn a_point_whose_newest_message_is_unknown_is_never_expired() {
         assert_eq!(decide(situation(true, 80), &[roll(10, 0)], None), None);
+    }
+
+    #[test]
+    fn what_nobody_can_mend_goes_with_what_lies_before_it() {
+        let rolls = [roll(10, 990), roll(20, 995), roll(30, 996)];
+        let damaged = Situation {
+            gone_until: Some(1500),
+            ..situation(false, 10)
+        };
+        assert_eq!(decide(damaged, &rolls, None), Some(rolls[1]));
+        // No checkpoint behind it yet.
+        assert_eq!(decide(damaged, &rolls[..1], None), None);
     }
 
     #[test]

@@ -26,6 +26,13 @@ const RESTART_MS: (u64, u64) = (200, 3_000);
 /// How often what was written is taken out of the memory of the disks. Unit: ms.
 const SETTLE_MS: u64 = 10_000;
 
+/// When a process knows that its disk is full, paused or slow as it may be. Unit: ms.
+const FULL_MS: u64 = 10_000;
+/// How the reasons of processes begin that could not write their logs.
+const LOG_FAILED: &str = "the log cannot be written";
+/// What they contain then, when it was for want of space.
+const NO_SPACE: &str = "no storage space";
+
 /// See the file comment.
 #[derive(Debug)]
 pub struct Cluster {
@@ -52,6 +59,8 @@ pub struct Cluster {
     pub ends: Vec<(u64, HostId, String)>,
     /// Looks after who belongs to the group.
     pub membership: Membership,
+    /// What processes must not do and did.
+    pub problems: Vec<String>,
 }
 
 impl Cluster {
@@ -86,6 +95,7 @@ impl Cluster {
             random,
             ends: Vec::new(),
             membership: Membership::default(),
+            problems: Vec::new(),
         }
     }
 
@@ -132,6 +142,11 @@ impl Cluster {
             }
             if let Some(reason) = ended {
                 let id = node.id;
+                let knew = node.full_since_ms.is_some_and(|at| at + FULL_MS < now_ms);
+                if knew && reason.starts_with(LOG_FAILED) && reason.contains(NO_SPACE) {
+                    let problem = format!("V5: node {id} ended at {now_ms} ms: {reason}");
+                    self.problems.push(problem);
+                }
                 tracing::info!(reason, "the process has ended by itself");
                 self.ends.push((now_ms, id, reason));
                 self.restart_later(at);

@@ -156,6 +156,7 @@ impl Nemesis {
         match cure {
             Cure::Ways => cluster.free_ways(),
             Cure::Disk(at) => {
+                cluster.nodes[at].full_since_ms = None;
                 cluster.nodes[at].slow = Duration::ZERO;
                 cluster.nodes[at].clear_faults();
             }
@@ -218,6 +219,7 @@ impl Nemesis {
                 let disk = cluster.nodes[at].disk();
                 let room = self.random.below(100_000);
                 disk.set_quota(Some(disk.used_bytes() + room));
+                cluster.nodes[at].full_since_ms = Some(cluster.now_ms);
                 self.later(cluster, (2_000, 20_000), Cure::Disk(at));
             }
             Fault::Transfer => {

@@ -67,6 +67,8 @@ pub struct Node {
     /// Of a thousand ms of everybody, so many pass here.
     pub pace: u64,
     pace_rest: u64,
+    /// Since when its disk is full.
+    pub full_since_ms: Option<u64>,
 }
 
 /// A wall clock that nemeses set.
@@ -159,6 +161,7 @@ impl Node {
             slow: Duration::ZERO,
             pace: 1_000,
             pace_rest: 0,
+            full_since_ms: None,
         }
     }
 

@@ -1,7 +1,6 @@
 //! One seed: a cluster lives through faults, heals, and everything that was promised is looked at.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
 
 use raftmq::config::FlushDiskType;
@@ -282,18 +281,14 @@ impl Trial {
         report.acknowledged = history.sends.iter().filter(done).count();
         drop(history);
         report.faults = std::mem::take(&mut self.nemesis.done);
-        let no_space = io::ErrorKind::StorageFull.to_string();
-        for (at_ms, node, reason) in &self.cluster.ends {
-            if reason.contains(&no_space) {
-                let problem = format!("V5: node {node} ended at {at_ms} ms: {reason}");
-                report.problems.push(problem);
-            }
+        for (_, _, reason) in &self.cluster.ends {
             *report.ends.entry(reason.clone()).or_default() += 1;
         }
         report.membership_changes = self.cluster.membership.changes;
         report
             .problems
             .append(&mut self.cluster.membership.problems);
+        report.problems.append(&mut self.cluster.problems);
         report.trace = self.cluster.network.trace();
         report
     }

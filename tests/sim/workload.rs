@@ -213,6 +213,7 @@ impl Worker {
             let Ok(committed) = self.client.committed(&broker, place).await else {
                 continue;
             };
+            tracing::debug!(?place, broker, ?committed, "offset read");
             self.note(place, begin, OffsetKind::Read(committed));
             let from = committed.unwrap_or(0);
             let next = self.pull_once(place, from).await;
@@ -222,6 +223,7 @@ impl Worker {
             let broker = self.broker();
             let begin = self.work.history().tick();
             let outcome = self.client.commit(&broker, place, next).await;
+            tracing::debug!(?place, broker, next, ?outcome, "offset committed");
             self.note(place, begin, OffsetKind::Commit(next, outcome));
         }
     }

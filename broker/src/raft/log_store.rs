@@ -52,7 +52,7 @@ impl LogStore {
     async fn read(&self, from: u64, to: u64, bytes_max: u64) -> Result<Vec<Entry>, io::Error> {
         loop {
             match self.log.read(from, to, bytes_max) {
-                Err(error) if error.is_corrupt() && self.log.is_repairable() => {
+                Err(error) if self.is_mended_soon(&error) => {
                     tracing::debug!(from, %error, "wait for a damaged entry");
                     sleep(MEND_PAUSE).await;
                 }
@@ -60,6 +60,14 @@ impl LogStore {
                 Ok(entries) => return entries.into_iter().map(from_stored).collect(),
             }
         }
+    }
+
+    /// Whether the read may be repeated until somebody has mended what it met. What nobody has is
+    /// not waited for: the process ends, and another node leads.
+    fn is_mended_soon(&self, error: &StoreError) -> bool {
+        matches!(error, StoreError::Corrupt { physical_offset, .. }
+            if *physical_offset >= self.log.gone_until())
+            && self.log.is_repairable()
     }
 
     /// `range` as `[from, to)`, clipped to the entries that exist.

@@ -88,9 +88,12 @@ async fn mend(
         }
         let (mender, from): (Mender, _) = match peers.ask_all(mender, round).await? {
             (mender, Asked::Proven(from)) => (mender, from),
-            // What peers have deleted goes here too, with the next purge.
-            (mender, Asked::Purged | Asked::Incomplete) => {
+            (mender, outcome) => {
                 complain(&mender);
+                if outcome == (Asked::Purged { by_all: true }) {
+                    // What all peers have deleted goes here too (`retention.rs`).
+                    log.note_gone(from_physical);
+                }
                 return Ok(false);
             }
         };

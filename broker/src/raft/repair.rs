@@ -7,7 +7,12 @@
 //!                  3 = deleted: the log begins later
 //! ```
 
-use std::{collections::BTreeMap, io, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use raftmq_store::{Damage, Mender, RangeAnswer, RangeRequest, RangeSource, StoreError, Taken};
@@ -36,7 +41,10 @@ pub(crate) enum Asked {
     /// The range is complete, with bytes of these peers.
     Proven(Vec<u64>),
     /// Somebody has deleted it, and nobody has all of it.
-    Purged,
+    Purged {
+        /// Whether all peers said so.
+        by_all: bool,
+    },
     /// Nobody has all of it now.
     Incomplete,
 }
@@ -157,7 +165,7 @@ impl RepairPeers {
         others.rotate_left(first);
         mender.start_again();
         let (mut from, mut idle, mut wrong) = (Vec::new(), 0, 0);
-        let mut outcome = Asked::Incomplete;
+        let mut purged = BTreeSet::new();
         // Peers that are damaged too may have no more than a part each, in turn.
         for (id, address) in others.iter().cycle() {
             let before = mender.bytes();
@@ -170,7 +178,9 @@ impl RepairPeers {
                     from.dedup();
                     return Ok((mender, Asked::Proven(from)));
                 }
-                Ok(Given::Purged) => outcome = Asked::Purged,
+                Ok(Given::Purged) => {
+                    purged.insert(*id);
+                }
                 Ok(Given::Taken(Taken::Wrong)) => {
                     tracing::debug!(peer = id, "the log of a peer goes on differently");
                     from.clear();
@@ -191,6 +201,12 @@ impl RepairPeers {
                 break;
             }
         }
+        let outcome = match purged.len() {
+            0 => Asked::Incomplete,
+            count => Asked::Purged {
+                by_all: count == others.len(),
+            },
+        };
         Ok((mender, outcome))
     }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::behind::{headers_behind, may_end_at};
 use crate::commit_log::CommitLog;
@@ -22,6 +22,7 @@ const NOTED_MAX: usize = 64;
 pub(crate) struct Noted {
     places: Mutex<BTreeSet<u64>>,
     repairable: AtomicBool,
+    gone_until: AtomicU64,
 }
 
 /// A damaged range of the open log.
@@ -67,6 +68,19 @@ impl CommitLog {
     /// Whether somebody mends what is noted.
     pub fn is_repairable(&self) -> bool {
         self.noted.repairable.load(Ordering::Relaxed)
+    }
+
+    /// Says that all peers have deleted what is damaged at this address, and so all of its segment,
+    /// since replicas begin segments at the same addresses: nobody can mend it.
+    pub fn note_gone(&self, physical: u64) {
+        let next = (self.segment_bases().into_iter()).find(|base| *base > physical);
+        let until = next.unwrap_or(physical + 1);
+        self.noted.gone_until.fetch_max(until, Ordering::Relaxed);
+    }
+
+    /// Damage before this address stays until the log is purged up to there; 0 = there is none.
+    pub fn gone_until(&self) -> u64 {
+        self.noted.gone_until.load(Ordering::Relaxed)
     }
 
     /// The files of the log, for peers.
@@ -214,5 +228,31 @@ impl CommitLog {
         let result =
             result.map_err(|source| StoreError::io("repair segment", segment.path(), source));
         result.inspect_err(|error| self.fail(&error.to_string()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::log_tests::{append_flushed, open};
+    use crate::test_disk::MemoryDisk;
+
+    #[test]
+    fn what_peers_have_deleted_is_gone_with_its_whole_segment() {
+        let disk = MemoryDisk::default();
+        let (log, ..) = open(&disk, None).unwrap();
+        for _ in 0..12 {
+            append_flushed(&log, 1, 1, 1000);
+        }
+        let bases = log.segment_bases();
+        assert!(bases.len() > 2, "{bases:?}");
+        assert_eq!(log.gone_until(), 0);
+        log.note_gone(bases[1] + 500);
+        assert_eq!(log.gone_until(), bases[2]);
+        // What lies before is gone too.
+        log.note_gone(100);
+        assert_eq!(log.gone_until(), bases[2]);
+        let newest = bases[bases.len() - 1] + 64;
+        log.note_gone(newest);
+        assert_eq!(log.gone_until(), newest + 1);
     }
 }
