@@ -37,6 +37,13 @@ def mount(*arguments):
     own.run_tool("mount", *arguments)
 
 
+def make_image(path, mebibytes):
+    """A file that holds an empty ext4 file system."""
+    with open(path, "wb") as file:
+        file.truncate(mebibytes << 20)
+    own.run_tool("mkfs.ext4", "-q", "-m", "0", str(path))
+
+
 @contextlib.contextmanager
 def small_disks(folders, mebibytes, kind):
     """Mounts a file system of this size at each folder; `kind` is tmpfs, or ext4 on a loop device."""
@@ -49,9 +56,7 @@ def small_disks(folders, mebibytes, kind):
                 mount("-t", "tmpfs", "-o", f"size={mebibytes}m", "tmpfs", str(folder))
             else:
                 image = folder.with_suffix(".img")
-                with open(image, "wb") as file:
-                    file.truncate(mebibytes << 20)
-                own.run_tool("mkfs.ext4", "-q", "-m", "0", str(image))
+                make_image(image, mebibytes)
                 mount("-o", "loop", str(image), str(folder))
             mounted.append(folder)
         yield
@@ -73,9 +78,7 @@ class Images:
         private_mounts()
         for name in self.group.all_nodes:
             of(self.group, name).mkdir(parents=True)
-            with open(self.image(name), "wb") as file:
-                file.truncate(self.MIB << 20)
-            own.run_tool("mkfs.ext4", "-q", "-m", "0", str(self.image(name)))
+            make_image(self.image(name), self.MIB)
             self.mount(name)
         return self
 

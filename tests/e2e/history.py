@@ -66,15 +66,15 @@ class Nemesis:
 
     def kill(self):
         """kill -9 of one broker."""
-        self.end_of([self.one()], "kill", lambda names: self.group.kill(*names))
+        self.end_of([self.one()], "kill", self.kill_names)
 
     def kill_leader(self):
         """kill -9 of the leader, if there is one."""
-        self.end_of([self.group.leader() or self.one()], "kill_leader", lambda names: self.group.kill(*names))
+        self.end_of([self.group.leader() or self.one()], "kill_leader", self.kill_names)
 
     def kill_all(self):
         """kill -9 of all brokers at once."""
-        self.end_of(sorted(self.group.all_nodes), "kill_all", lambda names: self.group.kill(*names))
+        self.end_of(sorted(self.group.all_nodes), "kill_all", self.kill_names)
 
     def power(self):
         """A power cut of one broker."""
@@ -84,8 +84,12 @@ class Nemesis:
         """A power cut of all brokers at once."""
         self.end_of(sorted(self.group.all_nodes), "power_of_all", self.cut_power)
 
+    def kill_names(self, names):
+        """kill -9 of these brokers."""
+        self.group.kill(*names)
+
     def cut_power(self, names):
-        """A power cut."""
+        """A power cut of these brokers."""
         self.images.cut_power(names)
 
     def end_of(self, names, what, end):

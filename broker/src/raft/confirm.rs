@@ -76,7 +76,11 @@ impl Confirmer {
         let work = self.runtime.spawn(async move {
             let mut clients = this.clients.lock().await;
             // Whoever asks from here on may know of something that the answers do not.
-            let begun = this.next.lock().map(|mut next| next.take());
+            let begun = this
+                .next
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
             drop(begun);
             let asked = timeout(ROUND_TIMEOUT, this.ask(&mut clients)).await;
             asked.unwrap_or(false)
