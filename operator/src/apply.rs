@@ -3,12 +3,15 @@
 //! owner, and claims stay.
 
 use std::collections::HashMap;
+use std::future::Future;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use kube::api::{DynamicObject, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::{Value, json};
 use thiserror::Error;
+use tokio::time::timeout;
 
 use crate::brokers::{self, BrokerError};
 use crate::build::{Desired, hash_of};
@@ -18,6 +21,11 @@ use crate::names::MANAGER_CLUSTER;
 use crate::observe::{ChildKey, World};
 use crate::plan::{Step, other_owner};
 use crate::validate::ValidCluster;
+
+/// Longest wait for the API server in one call. It answers in milliseconds; a node that vanished
+/// does not answer at all, and TCP alone would wait for a quarter of an hour while the lease is
+/// renewed over another connection.
+pub(crate) const API_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a plan was not carried out.
 #[derive(Debug, Error)]
@@ -43,6 +51,14 @@ pub enum ApplyError {
         /// What it said.
         source: Box<kube::Error>,
     },
+    /// Try again later: the API server may or may not have done it.
+    #[error("write {kind} {name}: the API server does not answer within {API_TIMEOUT:?}")]
+    NoAnswer {
+        /// Kind of the object.
+        kind: String,
+        /// Its name.
+        name: String,
+    },
     /// Try again later: a broker did not do it.
     #[error("form group: {0}")]
     Broker(#[from] BrokerError),
@@ -56,6 +72,7 @@ impl ApplyError {
             Self::Conflict => "Conflict",
             Self::NameTaken { .. } => "NameTaken",
             Self::Api { .. } => "ApiError",
+            Self::NoAnswer { .. } => "NoAnswer",
             Self::Broker(_) => "BrokerError",
         }
     }
@@ -120,21 +137,16 @@ impl Applier {
         }
         let api: Api<DynamicObject> =
             Api::namespaced_with(self.client.clone(), &desired.namespace, &desired.resource);
-        let failed = |source| ApplyError::Api {
-            kind: kind.clone(),
-            name: desired.name.clone(),
-            source: Box::new(source),
-        };
         if observed.is_none() {
             // An object without our labels is in no cache; an apply would take it over.
-            if let Some(found) = api.get_opt(&desired.name).await.map_err(failed)? {
+            if let Some(found) = answered(kind, &desired.name, api.get_opt(&desired.name)).await? {
                 let found = serde_json::to_value(&found).unwrap_or_default();
                 if other_owner(cluster, &found).is_some() {
                     return Err(ApplyError::NameTaken { key, found });
                 }
             }
         }
-        let written = self.patch(&api, desired).await.map_err(failed)?;
+        let written = answered(kind, &desired.name, self.patch(&api, desired)).await?;
         metrics.written(kind);
         tracing::info!(
             kind,
@@ -204,22 +216,42 @@ impl Applier {
             "status": status,
         });
         let parameters = PatchParams::apply(MANAGER_CLUSTER).force();
-        match api
-            .patch_status(&name, &parameters, &Patch::Apply(&body))
-            .await
-        {
+        let patch = Patch::Apply(&body);
+        let written = api.patch_status(&name, &parameters, &patch);
+        match answered("status of RaftCluster", &name, written).await {
             Ok(_) => {
                 metrics.written("RaftCluster/status");
                 Ok(())
             }
-            Err(kube::Error::Api(status)) if status.is_conflict() => Err(ApplyError::Conflict),
-            Err(error) => Err(ApplyError::Api {
-                kind: "status of RaftCluster".to_owned(),
-                name,
-                source: Box::new(error),
-            }),
+            Err(ApplyError::Api { source, .. }) if is_conflict(&source) => {
+                Err(ApplyError::Conflict)
+            }
+            Err(error) => Err(error),
         }
     }
+}
+
+/// Waits for one call of the API server, and no longer than [`API_TIMEOUT`].
+async fn answered<T>(
+    kind: &str,
+    name: &str,
+    call: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, ApplyError> {
+    match timeout(API_TIMEOUT, call).await {
+        Ok(result) => result.map_err(|source| ApplyError::Api {
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            source: Box::new(source),
+        }),
+        Err(_) => Err(ApplyError::NoAnswer {
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+        }),
+    }
+}
+
+fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.is_conflict())
 }
 
 /// Takes a step on a Raft group.
@@ -240,5 +272,23 @@ pub async fn take(step: &Step, metrics: &Metrics) -> Result<(), ApplyError> {
             tracing::info!(%group, pod, existed, members = members.len(), "formed group");
             Ok(())
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_server_that_does_not_answer_is_not_waited_for() {
+        let silent = std::future::pending::<Result<(), kube::Error>>();
+        let error = answered("Service", "orders-leader", silent)
+            .await
+            .unwrap_err();
+        assert_eq!(error.reason(), "NoAnswer");
+        assert_eq!(
+            error.to_string(),
+            "write Service orders-leader: the API server does not answer within 10s"
+        );
     }
 }

@@ -3,7 +3,9 @@
 use kube::Client;
 use kube::Resource as _;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
+use tokio::time::timeout;
 
+use crate::apply::API_TIMEOUT;
 use crate::names::OPERATOR;
 use crate::plan::Notice;
 use crate::streams::Guarded;
@@ -47,8 +49,14 @@ impl Events {
             action: "Reconcile".to_owned(),
             secondary: None,
         };
-        if let Err(error) = self.0.publish(&event, &cluster.object_ref(&())).await {
-            tracing::warn!(%error, reason = notice.reason, "publish event");
+        let about = cluster.object_ref(&());
+        match timeout(API_TIMEOUT, self.0.publish(&event, &about)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, reason = notice.reason, "publish event"),
+            Err(_) => tracing::warn!(
+                reason = notice.reason,
+                "publish event: the API server does not answer"
+            ),
         }
     }
 }

@@ -10,9 +10,9 @@ use futures::future::BoxFuture;
 use futures::stream::{self, BoxStream};
 use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt as _;
 use kube::runtime::controller::{self, Action, Error as ControllerError};
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Resource as _, ResourceExt as _};
 use thiserror::Error;
 use tokio::sync::{broadcast, watch};
 
@@ -38,7 +38,9 @@ const DEBOUNCE: Duration = Duration::from_millis(100);
 const RETRY_MIN: Duration = Duration::from_millis(500);
 /// Longest wait after a failure.
 const RETRY_MAX: Duration = Duration::from_mins(5);
-/// Wait after losing against another writer of the resource: its change is on its way here.
+/// Wait after losing against another writer of the resource for the first time: its change is on its
+/// way here. Doubled as well: a watch that lags, or a writer that never rests, must not be met with
+/// a write ten times a second.
 const CONFLICT_AGAIN: Duration = Duration::from_millis(100);
 
 /// Why a pass has failed.
@@ -76,13 +78,21 @@ pub struct Context {
     pub metrics: Arc<Metrics>,
     /// What resources leave open.
     pub defaults: Defaults,
-    /// Failures in a row, by uid: kube's error policy does not count them.
-    pub failures: Mutex<HashMap<String, u32>>,
+    /// Failures in a row, by namespace and name: kube's error policy does not count them. What is
+    /// gone is forgotten.
+    pub failures: Mutex<HashMap<(String, String), u32>>,
 }
 
 impl Context {
-    fn failures(&self) -> std::sync::MutexGuard<'_, HashMap<String, u32>> {
+    fn failures(&self) -> std::sync::MutexGuard<'_, HashMap<(String, String), u32>> {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The resource is gone.
+    fn forget(&self, namespace: &str, name: &str) {
+        self.failures()
+            .remove(&(namespace.to_owned(), name.to_owned()));
+        self.applier.forget(namespace, name);
     }
 }
 
@@ -112,9 +122,12 @@ pub async fn run(context: Arc<Context>, signals: Signals, stop: watch::Receiver<
     let mut results = stream::select_all(runs);
     while let Some(result) = results.next().await {
         match result {
-            // An object that is gone needs nothing; a failure was logged where it is retried.
-            Ok(_)
-            | Err(ControllerError::ObjectNotFound(_) | ControllerError::ReconcilerFailed(..)) => {}
+            // A failure was logged where it is retried.
+            Ok(_) | Err(ControllerError::ReconcilerFailed(..)) => {}
+            // Without finalizers no pass sees a deletion: this is where it is noticed.
+            Err(ControllerError::ObjectNotFound(gone)) => {
+                context.forget(gone.namespace.as_deref().unwrap_or_default(), &gone.name);
+            }
             Err(error) => tracing::warn!(%error, "reconcile"),
         }
     }
@@ -170,8 +183,7 @@ fn reconcile(
         context.metrics.reconciled(started.elapsed(), failure);
         match &result {
             Ok(_) => {
-                let uid = cluster.uid().unwrap_or_default();
-                context.failures().remove(&uid);
+                context.failures().remove(&key(&cluster));
             }
             Err(ReconcileError::Apply(ApplyError::Conflict)) => {}
             Err(error) => {
@@ -195,10 +207,8 @@ async fn pass(
     cluster: &RaftCluster,
     context: &Context,
 ) -> Result<Action, ReconcileError> {
-    let namespace = cluster.namespace().unwrap_or_default();
     if cluster.metadata.deletion_timestamp.is_some() {
         // Children go with their owner; to write them now would only slow that down.
-        context.applier.forget(&namespace, &cluster.name_any());
         return Ok(Action::await_change());
     }
     let blank = RaftClusterStatus::default();
@@ -297,16 +307,46 @@ fn count_clusters(context: &Context) {
 
 fn after_error(cluster: Arc<Guarded>, error: &ReconcileError, context: Arc<Context>) -> Action {
     let object = ObjectRef::from_obj(&*cluster);
-    if matches!(error, ReconcileError::Apply(ApplyError::Conflict)) {
-        return Action::requeue(CONFLICT_AGAIN);
-    }
-    let uid = cluster.meta().uid.clone().unwrap_or_default();
     let mut failures = context.failures();
-    let count = failures.entry(uid).or_default();
-    *count += 1;
-    let wait = RETRY_MIN
-        .saturating_mul(2_u32.saturating_pow(*count - 1))
-        .min(RETRY_MAX);
-    tracing::warn!(%object, %error, failures = *count, "reconcile: trying again");
+    let count = failures.entry(key(&cluster)).or_default();
+    *count = count.saturating_add(1);
+    let is_conflict = matches!(error, ReconcileError::Apply(ApplyError::Conflict));
+    let wait = wait_after(is_conflict, *count);
+    if is_conflict {
+        tracing::debug!(%object, failures = *count, "reconcile: the resource has changed meanwhile");
+    } else {
+        tracing::warn!(%object, %error, failures = *count, "reconcile: trying again");
+    }
     Action::requeue(wait)
+}
+
+/// How long to wait after the given number of failures in a row, 1 or more.
+fn wait_after(is_conflict: bool, failures: u32) -> Duration {
+    let first = if is_conflict {
+        CONFLICT_AGAIN
+    } else {
+        RETRY_MIN
+    };
+    let doubled = 2_u32.saturating_pow(failures.saturating_sub(1));
+    first.saturating_mul(doubled).min(RETRY_MAX)
+}
+
+fn key(cluster: &Guarded) -> (String, String) {
+    (cluster.namespace().unwrap_or_default(), cluster.name_any())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_after_conflicts_too_and_have_an_end() {
+        assert_eq!(wait_after(true, 1), CONFLICT_AGAIN);
+        assert_eq!(wait_after(true, 4), CONFLICT_AGAIN * 8);
+        assert_eq!(wait_after(false, 1), RETRY_MIN);
+        assert_eq!(wait_after(false, 2), RETRY_MIN * 2);
+        for is_conflict in [true, false] {
+            assert_eq!(wait_after(is_conflict, u32::MAX), RETRY_MAX);
+        }
+    }
 }

@@ -28,7 +28,8 @@ const MEMBERS_MAX: usize = 64;
 /// What a node of a group is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// Leads and has applied an entry of its own term, so a quorum has elected it.
+    /// Leads and has applied an entry of its own term: a quorum has elected it. Whether one still
+    /// follows is [`NodeView::has_quorum`].
     Leader,
     /// Follows or waits.
     Follower,
@@ -70,6 +71,8 @@ pub struct NodeView {
     pub incarnation: String,
     /// Whether it belongs to a formed group.
     pub initialized: bool,
+    /// Whether it leads and a quorum answers it; false on every other node.
+    pub has_quorum: bool,
     /// Whether it has caught up and knows a leader.
     pub ready: bool,
     /// Why it is not ready.
@@ -116,6 +119,7 @@ impl From<admin::NodeStatus> for NodeView {
                 .collect(),
             incarnation: status.incarnation,
             initialized: status.initialized,
+            has_quorum: status.has_quorum,
             ready: status.ready,
             not_ready_reason: status.not_ready_reason,
             raft_address: status.addresses.unwrap_or_default().raft,

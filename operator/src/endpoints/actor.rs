@@ -6,21 +6,24 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt as _};
 use thiserror::Error;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::decide::{
-    Break, Contact, Decision, Handled, Kind, Published, Replica, again_in, decide,
+    Break, Contact, Decision, Handled, Kind, Published, Replica, again_in, decide, is_unknown,
 };
-use super::{BrokerState, BrokerView, Feed, GroupView, PodInfo, PublishedView, Shared, slice};
+use super::{
+    BrokerState, BrokerView, Feed, GroupView, PodInfo, PublishedView, Shared, pod_info, slice,
+};
 use crate::brokers::{Link, LinkState, StatusStream};
 use crate::metrics::SwitchPhase;
-use crate::names::{GroupId, MANAGER_ENDPOINTS};
+use crate::names::{GroupId, LABEL_CLUSTER, LABEL_GROUP, MANAGER_ENDPOINTS};
 use crate::streams::{Signal, Source};
 
 /// Longest wait for the API server in one try. A write takes a few milliseconds; when it takes
@@ -31,6 +34,9 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(3);
 const RETRY_MIN: Duration = Duration::from_millis(20);
 /// Longest wait between two tries to write: how long a restarted API server is left alone.
 const RETRY_MAX: Duration = Duration::from_millis(500);
+
+/// How long the API server's word that a pod exists is good, which the watch has not shown yet.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 
 /// Writes in a row that may lose against another operator before the next waits: each loss means
 /// that the other has written, and then there is most often nothing left to do.
@@ -58,6 +64,14 @@ struct Known {
     learned: Option<Instant>,
 }
 
+/// What the API server has said of a published address that no known pod has.
+#[derive(Clone, Copy)]
+struct Asked {
+    ip: IpAddr,
+    exists: bool,
+    at: Instant,
+}
+
 /// A pod and what its broker says.
 struct Seen {
     pod: PodInfo,
@@ -78,6 +92,7 @@ pub(super) struct Actor {
     owner: Option<OwnerReference>,
     known: Option<Known>,
     handled: Option<(Break, Instant)>,
+    asked: Option<Asked>,
     /// Since when the published leader is lost.
     gap_since: Option<Instant>,
     failures: u32,
@@ -101,6 +116,7 @@ impl Actor {
             owner: None,
             known: None,
             handled: None,
+            asked: None,
             gap_since: None,
             failures: 0,
         }
@@ -235,11 +251,19 @@ impl Actor {
                 of,
                 age: at.elapsed(),
             });
-            let Some(decision) =
-                decide(&replicas(&seen, self.learned()), self.published(), handled)
-            else {
+            let unknown = is_unknown(&replicas(&seen, self.learned()), self.published());
+            let exists = match unknown {
+                Some(ip) => match self.exists(ip).await {
+                    Ok(exists) => exists,
+                    Err(error) => return Some(self.retry_after(&error)),
+                },
+                None => false,
+            };
+            let replicas = replicas(&seen, self.learned());
+            let Some(decision) = decide(&replicas, self.published(), !exists, handled) else {
                 self.failures = 0;
-                return again_in(self.published(), handled);
+                let again = again_in(self.published(), handled);
+                return again.into_iter().chain(exists.then_some(ASK_AGAIN)).min();
             };
             match self.carry_out(&decision, &seen, &owner).await {
                 Ok(()) => self.failures = 0,
@@ -253,6 +277,39 @@ impl Actor {
             }
         }
         Some(RETRY_MIN)
+    }
+
+    /// Whether a pod of the group has this address, by the API server's word: another operator may
+    /// have published a pod that the watch here has not shown yet.
+    async fn exists(&mut self, ip: IpAddr) -> Result<bool, WriteError> {
+        if let Some(asked) = self.asked.filter(|asked| asked.ip == ip)
+            && (!asked.exists || asked.at.elapsed() < ASK_AGAIN)
+        {
+            return Ok(asked.exists);
+        }
+        let pods: Api<Pod> = Api::namespaced(self.shared.client.clone(), &self.group.namespace);
+        let (cluster, group) = (&self.group.cluster, &self.group.group);
+        let labels = format!("{LABEL_CLUSTER}={cluster},{LABEL_GROUP}={group}");
+        let parameters = ListParams::default().labels(&labels);
+        let pods = match timeout(WRITE_TIMEOUT, pods.list(&parameters)).await {
+            Ok(Ok(pods)) => pods,
+            Ok(Err(error)) => return Err(WriteError::Failed(error.to_string())),
+            Err(_) => {
+                return Err(WriteError::Failed(
+                    "the API server does not answer".to_owned(),
+                ));
+            }
+        };
+        let exists = pods
+            .iter()
+            .filter_map(pod_info)
+            .any(|pod| pod.ip == ip && !pod.terminating);
+        self.asked = Some(Asked {
+            ip,
+            exists,
+            at: Instant::now(),
+        });
+        Ok(exists)
     }
 
     fn retry_after(&mut self, error: &WriteError) -> Duration {

@@ -2,13 +2,17 @@
 //! in, at most one write comes out. The rules, in the order in which they are tried:
 //!
 //! - E1: only a replica that says of itself that it leads and serves is published as leader. A
-//!   follower's word is not enough: for an election timeout it names a leader that is dead.
+//!   follower's word is not enough: for an election timeout it names a leader that is dead. Whether
+//!   the leader still has a quorum does not matter here: nobody else could serve. The status of the
+//!   resource tells of it.
 //! - E2: the published term never falls. A leader of a newer term is published at once; one of the
 //!   published term only where its address changed, or a stand-in took its place and the leader has
 //!   spoken since: another operator may have noticed its death a moment earlier.
 //! - E3: when the stream to the published replica breaks, the most caught-up replica that can be
 //!   reached stands in: it holds requests and forwards them. Once for each break, so that two
-//!   operators of which only one has lost the replica do not push the address to and fro.
+//!   operators of which only one has lost the replica do not push the address to and fro. A pod that
+//!   is not in the cache is no break: a watch that lags has not heard of it yet. The API server is
+//!   asked first.
 //! - E4: never nothing, never two: a slice always has the one address it had, or another.
 
 use std::net::IpAddr;
@@ -106,11 +110,22 @@ pub struct Decision {
     pub handles: Option<Break>,
 }
 
-/// Decides what to write, if anything.
+/// Whether the published address is one that no replica has, so that [`decide`] has to be told what
+/// the API server says of it.
+#[must_use]
+pub fn is_unknown(replicas: &[Replica<'_>], published: Option<&Published>) -> Option<IpAddr> {
+    let ip = published?.ip?;
+    let is_known = replicas.iter().any(|replica| replica.ip == ip);
+    (!is_known).then_some(ip)
+}
+
+/// Decides what to write, if anything. `unknown_is_gone`: no pod of the group has the published
+/// address, by the API server's own word; of no account while a replica has it.
 #[must_use]
 pub fn decide(
     replicas: &[Replica<'_>],
     published: Option<&Published>,
+    unknown_is_gone: bool,
     handled: Option<Handled>,
 ) -> Option<Decision> {
     if let Some((replica, view)) = newest_leader(replicas)
@@ -129,6 +144,7 @@ pub fn decide(
     }
     let lost = match published {
         None => None,
+        Some(_) if !unknown_is_gone && is_unknown(replicas, published).is_some() => return None,
         Some(published) => Some(find_break(replicas, published)?),
     };
     if let (Some(lost), Some(handled)) = (lost, handled)

@@ -20,6 +20,7 @@ fn view(node_id: u64, role: Role, term: u64, last_index: u64) -> NodeView {
         members: vec![],
         incarnation: format!("i{node_id}"),
         initialized: true,
+        has_quorum: role == Role::Leader,
         ready: true,
         not_ready_reason: String::new(),
         raft_address: String::new(),
@@ -45,6 +46,15 @@ fn published(node_id: u8, term: u64, kind: Kind) -> Published {
         leader: u64::from(node_id),
         kind,
     }
+}
+
+/// With an API server that knows no pod but these.
+fn decide(
+    replicas: &[Replica<'_>],
+    published: Option<&Published>,
+    handled: Option<Handled>,
+) -> Option<Decision> {
+    super::decide(replicas, published, true, handled)
 }
 
 fn publish(decision: Option<Decision>) -> Option<(Option<IpAddr>, u64, u64, Kind)> {
@@ -259,6 +269,26 @@ fn without_a_leader_a_first_slice_leads_to_a_replica_and_any_leader_may_follow()
 fn world() -> impl Strategy<Value = Vec<(u8, u64, u64, bool, u64)>> {
     // (state, term, index, terminating, epoch) for each broker
     proptest::collection::vec((0_u8..5, 1_u64..6, 0_u64..4, any::<bool>(), 0_u64..3), 3)
+}
+
+/// Another operator has published a leader whose pod the watch here has not shown yet: to push the
+/// address back to a follower would take it away from a leader that is well.
+#[test]
+fn a_pod_that_is_not_in_the_cache_is_no_break_until_the_api_server_says_so() {
+    let follower = view(1, Role::Follower, 5, 9);
+    let replicas = [replica(1, Contact::Live(&follower))];
+    let before = published(2, 5, Kind::Leader);
+    assert_eq!(is_unknown(&replicas, Some(&before)), Some(ip(2)));
+    assert_eq!(super::decide(&replicas, Some(&before), false, None), None);
+    let gone = super::decide(&replicas, Some(&before), true, None);
+    assert_eq!(gone.unwrap().pod, "pod-1");
+    // A replica that is known and broken is a break, whatever was asked before.
+    let replicas = [
+        replica(1, Contact::Live(&follower)),
+        replica(2, Contact::Broken(1)),
+    ];
+    assert_eq!(is_unknown(&replicas, Some(&before)), None);
+    assert!(super::decide(&replicas, Some(&before), false, None).is_some());
 }
 
 proptest! {

@@ -63,7 +63,7 @@ pub(super) fn assess(
     let (mut seats, next_node_id) = seats(cluster, group, world, before);
     let bootstrap = bootstrap(&seats, before);
     mark_lost_disks(&mut seats, bootstrap.as_ref());
-    let leader = newest_leader(&seats);
+    let leader = newest_leader(&seats).filter(|(_, view)| view.has_quorum);
     let members = seats.iter().map(|seat| MemberStatus {
         pod: seat.pod.clone(),
         node_id: i64::try_from(seat.node_id).unwrap_or(i64::MAX),
@@ -243,20 +243,7 @@ fn unavailable(
     status: &GroupStatus,
 ) -> Option<Finding> {
     let Some(leader) = &status.leader else {
-        let live = seats
-            .iter()
-            .filter(|seat| seat.view.is_some() && !seat.disk_lost);
-        let message = format!(
-            "group {} has no leader: {} of {} brokers answer, {} are needed",
-            group.group,
-            live.count(),
-            seats.len(),
-            seats.len() / 2 + 1
-        );
-        return Some(Finding {
-            reason: "NoLeader",
-            message,
-        });
+        return Some(no_leader(group, seats));
     };
     let leader_ip = world.view.brokers.get(leader).map(|broker| broker.ip);
     let published = world.view.published.as_ref();
@@ -266,6 +253,27 @@ fn unavailable(
         reason: "LeaderNotPublished",
         message: format!("Service {} does not lead to {leader} yet", group.leader()),
     })
+}
+
+/// Nobody leads, or whoever does cannot commit anything.
+fn no_leader(group: &GroupId, seats: &[Seat]) -> Finding {
+    let live = seats
+        .iter()
+        .filter(|seat| seat.view.is_some() && !seat.disk_lost);
+    let (reason, what) = match newest_leader(seats) {
+        Some((seat, _)) => (
+            "NoQuorum",
+            format!("{} leads group {} and has no quorum", seat.pod, group.group),
+        ),
+        None => ("NoLeader", format!("group {} has no leader", group.group)),
+    };
+    let message = format!(
+        "{what}: {} of {} brokers answer, {} are needed",
+        live.count(),
+        seats.len(),
+        seats.len() / 2 + 1
+    );
+    Finding { reason, message }
 }
 
 fn progress(

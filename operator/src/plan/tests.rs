@@ -38,6 +38,7 @@ fn fresh(node_id: u64) -> NodeView {
         members: vec![],
         incarnation: format!("i{node_id}"),
         initialized: false,
+        has_quorum: false,
         ready: false,
         not_ready_reason: "waits to be formed".to_owned(),
         raft_address: format!("pod-{node_id}:40911"),
@@ -56,6 +57,7 @@ fn formed(node_id: u64, role: Role) -> NodeView {
         last_index: 5,
         members: (1..=3).map(member).collect(),
         initialized: true,
+        has_quorum: role == Role::Leader,
         ready: true,
         ..fresh(node_id)
     }
@@ -522,6 +524,20 @@ fn times_of_conditions_change_only_with_their_status() {
 /// data directory.
 fn any_view() -> impl Strategy<Value = Option<(bool, u8, bool)>> {
     proptest::option::weighted(0.8, (any::<bool>(), 0_u8..2, any::<bool>()))
+}
+
+#[test]
+fn a_leader_without_a_quorum_is_not_shown_as_one() {
+    let mut cut_off = formed(1, Role::Leader);
+    let plan = pass(&settled(), &world(&[cut_off.clone()]));
+    assert_eq!(condition(&plan.status, "Available").0, "True");
+    cut_off.has_quorum = false;
+    let plan = pass(&plan.status, &world(&[cut_off]));
+    assert_eq!(plan.status.groups[0].leader, None);
+    for kind in ["Available", "Ready"] {
+        let (status, reason, message) = condition(&plan.status, kind);
+        assert_eq!((status, reason), ("False", "NoQuorum"), "{kind}: {message}");
+    }
 }
 
 proptest! {
