@@ -2,6 +2,8 @@
 //! may be, what must not stand in a text, and what lies where. Each rule is a table and a function
 //! from files to problems; `planted` at the end shows that each of them can fail.
 
+#[path = "tidy/keys.rs"]
+mod keys;
 #[path = "tidy/source.rs"]
 mod source;
 
@@ -11,6 +13,7 @@ use std::path::Path;
 
 use raftmq_tests::repository_root;
 
+use keys::check_keys;
 use source::{SourceFile, lines_naming_path, names_word, read_tree};
 
 /// Lines after which a non-test file is reported, and after which it is refused.
@@ -18,10 +21,14 @@ const FILE_LINES_WARN: usize = 500;
 const FILE_LINES_MAX: usize = 600;
 
 /// What may lie at the top of the repository. Hidden files are settings of tools.
-const TOP_LEVEL: [&str; 21] = [
+const TOP_LEVEL: [&str; 25] = [
     "Cargo.toml",
     "Cargo.lock",
     "LICENSE",
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "SECURITY.md",
+    "rust-toolchain.toml",
     "README.md",
     "broker",
     "charts",
@@ -491,6 +498,11 @@ fn texts_hold_no_unfinished_work_machine_path_or_registry() {
 fn readmes_and_lint_files_are_complete() {
     let files = read_tree(repository_root());
     assert_none(&[check_code_maps(&files), check_lint_files(&files)].concat());
+}
+
+#[test]
+fn honoured_keys_are_read() {
+    assert_none(&check_keys(&read_tree(repository_root())));
 }
 
 #[test]

@@ -315,6 +315,7 @@ pub struct RaftMetrics {
     voters: IntGauge,
     learners: IntGauge,
     ready: IntGauge,
+    has_quorum: IntGauge,
     last_index: IntGauge,
     committed_index: IntGauge,
     applied_index: IntGauge,
@@ -357,6 +358,10 @@ impl RaftMetrics {
             voters: gauge("raft_voters", "Members that vote."),
             learners: gauge("raft_learners", "Members that do not vote."),
             ready: gauge("ready", "1 when the readiness probe succeeds, else 0."),
+            has_quorum: gauge(
+                "raft_has_quorum",
+                "1 while this node leads and a quorum answers it, else 0.",
+            ),
             last_index: gauge("raft_last_index", "Newest entry in the log."),
             committed_index: gauge("raft_committed_index", "Newest entry known on a quorum."),
             applied_index: gauge("raft_applied_index", "Newest entry applied."),
@@ -392,6 +397,7 @@ impl RaftMetrics {
         self.voters.set(gauge_value(status.voters.len() as u64));
         self.learners.set(gauge_value(status.learners.len() as u64));
         self.ready.set(i64::from(status.ready));
+        self.has_quorum.set(i64::from(status.has_quorum));
         for (gauge, index) in [
             (&self.last_index, status.last_index),
             (&self.committed_index, status.committed_index),

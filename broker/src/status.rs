@@ -47,6 +47,9 @@ pub struct RaftStatus {
     pub incarnation: String,
     /// Whether this node belongs to a formed group: its log has a membership.
     pub initialized: bool,
+    /// Whether this node leads and a quorum of its voters has answered it within two seconds. False
+    /// on every other node: only a leader can tell.
+    pub has_quorum: bool,
 }
 
 impl RaftStatus {
@@ -73,6 +76,7 @@ impl RaftStatus {
             addresses,
             incarnation,
             initialized,
+            has_quorum,
         } = self;
         *role != other.role
             || *term != other.term
@@ -86,6 +90,7 @@ impl RaftStatus {
             || *cluster != other.cluster
             || *incarnation != other.incarnation
             || *initialized != other.initialized
+            || *has_quorum != other.has_quorum
     }
 }
 
@@ -193,6 +198,7 @@ pub(crate) mod sample {
             },
             incarnation: "disk-1".to_owned(),
             initialized: true,
+            has_quorum: true,
         }
     }
 }
@@ -231,7 +237,7 @@ mod tests {
             "addresses": {
                 "broker": "127.0.0.1:30911", "raft": "127.0.0.1:40911", "http": "127.0.0.1:5557",
             },
-            "incarnation": "disk-1", "initialized": true,
+            "incarnation": "disk-1", "initialized": true, "hasQuorum": true,
         });
         assert_eq!(json, expected);
     }

@@ -44,6 +44,7 @@ pub(crate) async fn run(args: &StatusArgs) -> Result<(), AdminClientError> {
 
 fn line(status: &NodeStatus) -> String {
     let role = match status.role() {
+        Role::Leader if !status.has_quorum => "leader-without-quorum",
         Role::Leader => "leader",
         Role::Follower => "follower",
         Role::Candidate => "candidate",

@@ -98,10 +98,6 @@ pub struct BrokerConfig {
     pub short_polling_time_mills: u64,
     /// `messageDelayLevel`: delay of level 1, 2, ... Unit: ms.
     pub message_delay_levels: Vec<u64>,
-    /// `timerMaxDelaySec`: longest delay of a timer message. Unit: s.
-    pub timer_max_delay_sec: u64,
-    /// `enablePropertyFilter`: subscriptions by SQL92.
-    pub enable_property_filter: bool,
     /// `traceTopicEnable`: the trace topic exists from the start.
     pub trace_topic_enable: bool,
     /// `msgTraceTopicName`.
@@ -115,18 +111,8 @@ pub struct BrokerConfig {
     pub max_transfer_count_on_message_in_memory: u32,
     /// `maxTransferBytesOnMessageInMemory`: most bytes of one pull.
     pub max_transfer_bytes_on_message_in_memory: u32,
-    /// `transactionTimeOut`: age at which a half message is first checked. Unit: ms.
-    pub transaction_timeout_ms: u64,
-    /// `transactionCheckMax`: checks until a half message is given up.
-    pub transaction_check_max: u32,
-    /// `transactionCheckInterval`. Unit: ms.
-    pub transaction_check_interval_ms: u64,
-    /// `rejectTransactionMessage`.
-    pub reject_transaction_message: bool,
     /// `notifyConsumerIdsChangedEnable`.
     pub notify_consumer_ids_changed_enable: bool,
-    /// `regionId`: put into messages as `MSG_REGION`.
-    pub region_id: String,
     /// `configBlackList`: keys that the admin protocol may not change.
     pub config_black_list: Vec<String>,
     /// `httpPort` (own key): metrics, probes, status and the admin service. 0 = none.
@@ -268,20 +254,13 @@ impl BrokerConfig {
             long_polling_enable: true,
             short_polling_time_mills: 1_000,
             message_delay_levels: default_delay_levels(),
-            timer_max_delay_sec: 259_200,
-            enable_property_filter: false,
             trace_topic_enable: false,
             trace_topic_name: "RMQ_SYS_TRACE_TOPIC".to_owned(),
             slave_read_enable: false,
             register_name_server_period_ms: 30_000,
             max_transfer_count_on_message_in_memory: 32,
             max_transfer_bytes_on_message_in_memory: 256 << 10,
-            transaction_timeout_ms: 6_000,
-            transaction_check_max: 15,
-            transaction_check_interval_ms: 30_000,
-            reject_transaction_message: false,
             notify_consumer_ids_changed_enable: true,
-            region_id: "DefaultRegion".to_owned(),
             config_black_list: vec!["configBlackList".to_owned(), "brokerConfigPath".to_owned()],
             http_port: 5_557,
             http_bind_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),

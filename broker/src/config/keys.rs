@@ -46,7 +46,7 @@ impl<C> Table<C> {
     /// Why `key` does nothing, when it is one that does nothing.
     pub(super) fn no_effect(&self, key: &str) -> Option<&'static str> {
         if self.refused.iter().any(|row| row.name == key) {
-            return Some("this is how it works always");
+            return Some("it is off in this version, which is what the value asks for");
         }
         let mut groups = self.no_effect.iter().copied().flatten();
         groups
@@ -164,8 +164,6 @@ pub(super) static BROKER: Table<BrokerConfig> = Table {
         row!("longPollingEnable", long_polling_enable),
         row!("shortPollingTimeMills", short_polling_time_mills),
         row!("messageDelayLevel", message_delay_levels),
-        row!("timerMaxDelaySec", timer_max_delay_sec),
-        row!("enablePropertyFilter", enable_property_filter),
         row!("traceTopicEnable", trace_topic_enable),
         row!("msgTraceTopicName", trace_topic_name),
         row!("slaveReadEnable", slave_read_enable),
@@ -178,15 +176,10 @@ pub(super) static BROKER: Table<BrokerConfig> = Table {
             "maxTransferBytesOnMessageInMemory",
             max_transfer_bytes_on_message_in_memory
         ),
-        row!("transactionTimeOut", transaction_timeout_ms),
-        row!("transactionCheckMax", transaction_check_max),
-        row!("transactionCheckInterval", transaction_check_interval_ms),
-        row!("rejectTransactionMessage", reject_transaction_message),
         row!(
             "notifyConsumerIdsChangedEnable",
             notify_consumer_ids_changed_enable
         ),
-        row!("regionId", region_id),
         row!("configBlackList", config_black_list),
         row!("httpPort", http_port),
         row!("httpBindAddress", http_bind_address),
@@ -359,9 +352,7 @@ const BROKER_NO_EFFECT: &[NoEffect] = &[
         batchDispatchRequestThreadPoolNums dispatchCqThreads dispatchCqCacheNum enableAsyncReput
         recheckReputOffsetFromCq enableAcceleratedRecovery enableLogConsumeQueueRepeatedlyBuildWhenRecover
         maxRocksDBIndexQueryDays combineCQLoadingCQTypes combineCQPreferCQType combineAssignOffsetCQType
-        combineCQEnableCheckSelf combineCQMaxExtraSearchCommitLogFiles combineCQUseRocksdbForLmq
-        iteratorWhenUseRocksdbConsumeQueue readUnCommitted enableMultiDispatch enableLmq
-        enableLmqQuota maxLmqConsumeQueueNum enableLmqStats isolateLogEnable" },
+        combineCQEnableCheckSelf combineCQMaxExtraSearchCommitLogFiles iteratorWhenUseRocksdbConsumeQueue readUnCommitted isolateLogEnable" },
     NoEffect { why: "there is one store, and it is not RocksDB",
         names: "storeType rocksdbCQDoubleWriteEnable cleanRocksDBDirtyCQIntervalMin
         statRocksDBCQIntervalSec memTableFlushIntervalMs realTimePersistRocksDBConfig enableRocksDBLog
@@ -417,7 +408,7 @@ const BROKER_NO_EFFECT: &[NoEffect] = &[
         expectConsumerNumUseFilter transactionMetricFlushInterval enableScheduleMessageStats
         printChannelGroups printChannelGroupsMinNum" },
     NoEffect { why: "timer messages are not available in this version",
-        names: "timerWheelEnable timerPrecisionMs timerRollWindowSlot timerFlushIntervalMs
+        names: "timerWheelEnable timerMaxDelaySec timerPrecisionMs timerRollWindowSlot timerFlushIntervalMs
         timerGetMessageThreadNum timerPutMessageThreadNum timerEnableDisruptor
         timerEnableCheckMetrics timerInterceptDelayLevel timerMetricSmallThreshold
         timerProgressLogIntervalMs timerStopEnqueue timerCongestNumEachSlot timerSkipUnknownError
@@ -428,7 +419,16 @@ const BROKER_NO_EFFECT: &[NoEffect] = &[
         timerRocksDBRollIntervalHours timerRocksDBRollMaxTps timerRocksDBRollRangeHours
         timerRocksDBStopScan timerRocksDBTimeExpiredMaxTps appendTopicForTimerDeleteKey
         enableScheduleAsyncDeliver scheduleAsyncDeliverMaxPendingLimit
-        scheduleAsyncDeliverMaxResendNum2Blocked" },
+        scheduleAsyncDeliverMaxResendNum2Blocked recallMessageEnable
+        allowRecallWhenBrokerNotWriteable" },
+    NoEffect { why: "transactional messages are not available in this version",
+        names: "transactionTimeOut transactionCheckMax transactionCheckInterval
+        rejectTransactionMessage transactionOpBatchInterval transactionOpMsgMaxSize" },
+    NoEffect { why: "SQL92 filters are not available in this version", names: "enablePropertyFilter" },
+    NoEffect { why: "the region is not stored with messages in this version", names: "regionId" },
+    NoEffect { why: "light queues (LMQ) are not available in this version",
+        names: "enableLmq enableLmqQuota maxLmqConsumeQueueNum enableLmqStats enableMultiDispatch
+        combineCQUseRocksdbForLmq" },
     NoEffect { why: "access control is not available in this version",
         names: "authConfigPath authenticationProvider authenticationMetadataProvider
         authenticationStrategy authenticationWhitelist initAuthenticationUser
@@ -463,14 +463,31 @@ const BROKER_NO_EFFECT: &[NoEffect] = &[
     NoEffect { why: "reads are bounded by bytes in flight", names: "coldDataFlowControlEnable
         coldDataScanEnable coldCtrStrategyEnable usePIDColdCtrStrategy cgColdReadThreshold
         globalColdReadThreshold consumerFallbehindThreshold disableConsumeIfConsumerReadSlowly" },
-    NoEffect { why: "this is how it works always", names: "clusterTopicEnable brokerTopicEnable
-        storeReplyMessageEnable useServerSideResetOffset useStaticSubscription rejectPullConsumerEnable
-        channelExpiredTimeout subscriptionExpiredTimeout realTimeNotifyConsumerChange
-        enableRegisterProducer enableCreateSysGroup validateSystemTopicWhenUpdateTopic
-        clearRetryTopicWhenDeleteTopic traceOn enableMixedMessageType recallMessageEnable
-        allowRecallWhenBrokerNotWriteable transactionOpBatchInterval transactionOpMsgMaxSize
-        enableBroadcastOffsetStore broadcastOffsetExpireSecond broadcastOffsetExpireMaxSecond
-        enableRemoteEscape forwardTimeout" },
+    NoEffect { why: "topics named after the cluster and the broker always exist",
+        names: "clusterTopicEnable brokerTopicEnable" },
+    NoEffect { why: "a reply is always stored as well", names: "storeReplyMessageEnable" },
+    NoEffect { why: "the members of a group are told to reset their offsets themselves",
+        names: "useServerSideResetOffset" },
+    NoEffect { why: "subscriptions are what members say in their heartbeats",
+        names: "useStaticSubscription" },
+    NoEffect { why: "pull consumers are always served", names: "rejectPullConsumerEnable" },
+    NoEffect { why: "a client is forgotten after two minutes without a heartbeat",
+        names: "channelExpiredTimeout subscriptionExpiredTimeout" },
+    NoEffect { why: "members of a group hear of a change at once, if notifyConsumerIdsChangedEnable",
+        names: "realTimeNotifyConsumerChange" },
+    NoEffect { why: "producers are always registered", names: "enableRegisterProducer" },
+    NoEffect { why: "groups of the system need not be created", names: "enableCreateSysGroup" },
+    NoEffect { why: "topics of the system are always protected from changes",
+        names: "validateSystemTopicWhenUpdateTopic" },
+    NoEffect { why: "pop retry topics of a deleted topic always go with it", names: "clearRetryTopicWhenDeleteTopic" },
+    NoEffect { why: "traces are sent by clients alone", names: "traceOn" },
+    NoEffect { why: "a topic takes every kind of message that is available",
+        names: "enableMixedMessageType" },
+    NoEffect { why: "broadcasting members keep their offsets themselves",
+        names: "enableBroadcastOffsetStore broadcastOffsetExpireSecond
+        broadcastOffsetExpireMaxSecond" },
+    NoEffect { why: "requests are forwarded to the leader of the group only",
+        names: "enableRemoteEscape forwardTimeout" },
     NoEffect { why: PLACE, names: "rocketmqHome brokerConfigPath" },
 ];
 

@@ -15,7 +15,9 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval},
 };
 
-use super::{machine::RaftMachine, peer::Local, pulse::Pulse, types::TypeConfig};
+use super::{
+    catch_up::CatchUp, machine::RaftMachine, peer::Local, pulse::Pulse, types::TypeConfig,
+};
 use crate::status::{Member, NodeAddresses, PeerProgress, RaftRole, RaftStatus};
 use crate::{host::end_process, metrics::Metrics};
 
@@ -109,7 +111,12 @@ impl Follower {
             if is_led(&metrics, self.heard.age()) {
                 leader_seen = Instant::now();
             }
-            let lacks = progress.lacks(&metrics);
+            let lacks = progress.look(
+                Instant::now(),
+                metrics.current_leader.is_some(),
+                metrics.last_applied.map(|id| id.index()),
+                metrics.cluster_committed.map(|id| id.index()),
+            );
             let reason = refused
                 .or_else(|| not_ready_reason(&metrics, leader_seen.elapsed()))
                 .or(lacks);
@@ -233,9 +240,15 @@ fn is_led(metrics: &RaftMetrics<TypeConfig>, leader_silent: Duration) -> bool {
     if leader != metrics.id {
         return leader_silent < SILENCE_MAX;
     }
+    has_quorum(metrics)
+}
+
+/// Whether this node leads and has heard from a quorum of its voters lately. Only a leader can tell.
+fn has_quorum(metrics: &RaftMetrics<TypeConfig>) -> bool {
     let alone = metrics.membership_config.voter_ids().count() < 2;
     let acked = metrics.last_quorum_acked.as_ref();
-    alone || acked.is_some_and(|acked| acked.elapsed() < SILENCE_MAX)
+    let answered = alone || acked.is_some_and(|acked| acked.elapsed() < SILENCE_MAX);
+    metrics.state == ServerState::Leader && answered
 }
 
 fn not_ready_reason(metrics: &RaftMetrics<TypeConfig>, leaderless: Duration) -> Option<String> {
@@ -256,39 +269,6 @@ fn not_ready_reason(metrics: &RaftMetrics<TypeConfig>, leaderless: Duration) -> 
         return Some("nothing applied yet".into());
     }
     None
-}
-
-/// Whether this node has caught up with its group since the process started. Once it has, being a
-/// little behind is normal.
-#[derive(Default)]
-struct CatchUp {
-    done: bool,
-    /// Newest committed entry at the last look: under load there is always a newer one now.
-    goal: Option<u64>,
-}
-
-impl CatchUp {
-    /// What is missing, while it is.
-    fn lacks(&mut self, metrics: &RaftMetrics<TypeConfig>) -> Option<String> {
-        let applied = metrics.last_applied.map(|id| id.index());
-        let committed = metrics.cluster_committed.map(|id| id.index());
-        self.look(metrics.current_leader.is_some(), applied, committed)
-    }
-
-    fn look(
-        &mut self,
-        has_leader: bool,
-        applied: Option<u64>,
-        committed: Option<u64>,
-    ) -> Option<String> {
-        // Without a leader nobody tells what is committed.
-        if has_leader && !self.done {
-            self.done = self.goal.is_some() && applied >= self.goal;
-            self.goal = committed;
-        }
-        let (applied, goal) = (applied.unwrap_or(0), self.goal.unwrap_or(0));
-        (!self.done).then(|| format!("catches up: entry {applied} of {goal} is applied"))
-    }
 }
 
 fn status_of(
@@ -352,13 +332,14 @@ fn status_of(
         addresses: addresses.clone(),
         incarnation: local.incarnation.clone(),
         initialized: metrics.membership_config.log_id().is_some(),
+        has_quorum: has_quorum(metrics),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::raft::types::LogId;
+    use crate::raft::types::{LogId, PeerNode, StoredMembership};
 
     #[test]
     fn a_leader_serves_once_it_has_applied_an_entry_of_its_own_term() {
@@ -375,15 +356,28 @@ mod tests {
     }
 
     #[test]
-    fn a_node_is_ready_once_it_has_what_was_committed_a_moment_ago() {
-        let mut progress = CatchUp::default();
-        assert!(progress.look(false, Some(5), Some(5)).is_some());
-        assert!(progress.look(true, Some(5), Some(90)).is_some());
-        let reason = progress.look(true, Some(60), Some(100)).unwrap();
-        assert_eq!(reason, "catches up: entry 60 of 100 is applied");
-        // There is always something newer under load.
-        assert_eq!(progress.look(true, Some(101), Some(110)), None);
-        assert_eq!(progress.look(true, Some(101), Some(999)), None);
-        assert_eq!(progress.look(false, Some(101), None), None);
+    fn a_leader_has_a_quorum_while_one_answers() {
+        let mut metrics = RaftMetrics::new_initial(1);
+        let now = openraft_rt_tokio::TokioInstant::now;
+        let voters = |ids: &[u64]| {
+            let ids: std::collections::BTreeSet<u64> = ids.iter().copied().collect();
+            let nodes = ids.iter().map(|id| (*id, PeerNode::default()));
+            let nodes: std::collections::BTreeMap<u64, PeerNode> = nodes.collect();
+            let membership = openraft::Membership::new(vec![ids], nodes).unwrap();
+            Arc::new(StoredMembership::new(None, membership))
+        };
+        metrics.membership_config = voters(&[1, 2, 3]);
+        metrics.state = ServerState::Leader;
+        assert!(!has_quorum(&metrics), "nobody has answered yet");
+        metrics.last_quorum_acked = Some(now().into());
+        assert!(has_quorum(&metrics));
+        // A follower cannot tell: whom it hears may be cut off from the others.
+        metrics.state = ServerState::Follower;
+        assert!(!has_quorum(&metrics));
+        metrics.state = ServerState::Leader;
+        metrics.last_quorum_acked = Some((now() - SILENCE_MAX).into());
+        assert!(!has_quorum(&metrics));
+        metrics.membership_config = voters(&[1]);
+        assert!(has_quorum(&metrics), "a voter alone is its own quorum");
     }
 }
