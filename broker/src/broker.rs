@@ -4,7 +4,7 @@
 //! (`machine`), the log tail (`raftmq_store`), the sessions (`session`), the parked pulls
 //! (`long_poll`); besides them one small lock for each connection's answer buffer and one for the
 //! proposer's intake. No code takes two of them except apply, which wakes pulls after the state
-//! lock is released.
+//! lock is released, and the gathered offset commits, which look at the state under their own.
 
 use std::{
     net::SocketAddr,
@@ -115,6 +115,14 @@ impl Broker {
     pub fn is_serving(&self) -> bool {
         self.consensus()
             .is_some_and(|consensus| consensus.role().borrow().serving)
+    }
+
+    /// The term in which this node serves; `None` when it does not.
+    #[must_use]
+    pub(crate) fn serving_term(&self) -> Option<u64> {
+        let role = self.consensus()?.role();
+        let role = role.borrow();
+        role.serving.then_some(role.term)
     }
 
     /// Whether this node serves and a quorum confirms it: what it has applied is all that was

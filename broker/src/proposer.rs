@@ -73,6 +73,8 @@ type Done = Box<dyn FnOnce(Outcome) + Send>;
 
 struct Waiting {
     command: EncodedCommand,
+    /// The term in which it may be proposed; `None` = any.
+    term: Option<u64>,
     done: Done,
     since: Instant,
 }
@@ -138,6 +140,10 @@ impl Proposer {
     /// Queues `command`. `done` runs exactly once; it may run before this returns (when the
     /// command is refused) and must not block.
     pub fn submit(&self, command: EncodedCommand, done: impl FnOnce(Outcome) + Send + 'static) {
+        self.submit_in(None, command, Box::new(done));
+    }
+
+    fn submit_in(&self, term: Option<u64>, command: EncodedCommand, done: Done) {
         let bytes = command.len();
         if self.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > WAITING_BYTES_MAX {
             self.bytes.fetch_sub(bytes, Ordering::Relaxed);
@@ -146,7 +152,8 @@ impl Proposer {
         }
         let waiting = Waiting {
             command,
-            done: Box::new(done),
+            term,
+            done,
             since: Instant::now(),
         };
         let refused = {
@@ -177,11 +184,24 @@ impl Proposer {
     /// # Errors
     /// See [`SubmitError`].
     pub async fn propose(&self, command: EncodedCommand) -> Outcome {
+        self.propose_in(None, command).await
+    }
+
+    /// As [`propose`](Self::propose), but only while this node leads in `term`.
+    ///
+    /// # Errors
+    /// See [`SubmitError`].
+    pub(crate) async fn propose_in_term(&self, command: EncodedCommand, term: u64) -> Outcome {
+        self.propose_in(Some(term), command).await
+    }
+
+    async fn propose_in(&self, term: Option<u64>, command: EncodedCommand) -> Outcome {
         let (sender, receiver) = oneshot::channel();
-        self.submit(command, move |outcome| {
+        let done = move |outcome| {
             // The waiter may have given up; the command is applied all the same.
             let _ = sender.send(outcome);
-        });
+        };
+        self.submit_in(term, command, Box::new(done));
         receiver.await.unwrap_or(Err(SubmitError::Unknown))
     }
 
@@ -295,11 +315,16 @@ impl Proposer {
         let mut dones = Vec::with_capacity(open.len().min(ENTRY_COMMANDS_MAX as usize));
         let mut bytes = 0;
         let mut oldest = None;
+        let mut term = None;
         while let Some(next) = open.as_slice().first() {
             let fits = payload.len() + next.command.len() <= ENTRY_BYTES;
             if payload.count() > 0 && (!fits || payload.count() >= ENTRY_COMMANDS_MAX) {
                 break;
             }
+            if term.is_some() && next.term.is_some() && term != next.term {
+                break;
+            }
+            term = term.or(next.term);
             let Some(waiting) = open.next() else { break };
             payload.push(&waiting.command);
             bytes += waiting.command.len();
@@ -313,7 +338,7 @@ impl Proposer {
         let batch: Batch = Arc::new(Mutex::new(dones));
         let (answers, proposer) = (Arc::clone(&batch), Arc::clone(self));
         consensus
-            .propose(payload.finish(), count, move |result| {
+            .propose(payload.finish(), count, term, move |result| {
                 proposer.bytes.fetch_sub(bytes, Ordering::Relaxed);
                 proposer.in_flight.fetch_sub(1, Ordering::SeqCst);
                 proposer.finished.notify_one();

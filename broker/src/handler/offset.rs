@@ -12,7 +12,7 @@ use raftmq_state::{Command, CommitMode, OffsetCommit};
 use raftmq_store::StoreError;
 
 use super::{Handled, Refusal, Request, propose, success};
-use crate::broker::Broker;
+use crate::{broker::Broker, offset_commits::Commit};
 
 /// Number of a topic's queue in the consume queue, if there is one.
 pub(super) fn queue_number(broker: &Broker, topic: &str, queue_id: i32) -> Option<u32> {
@@ -99,28 +99,29 @@ pub(super) async fn update(broker: &Arc<Broker>, request: &Request) -> Handled {
         let remark = format!("queueId[{queue_id}] or commitOffset[{offset}] is negative");
         return Err(Refusal::new(ResponseCode::INVALID_PARAMETER, remark));
     };
-    let (group, topic) = (group.to_owned(), topic.to_owned());
-    let commit = OffsetCommit {
-        group,
-        topic,
-        queue_id,
-        offset,
-        mode: CommitMode::Set,
-    };
     if request.command.is_oneway() {
-        broker.offset_commits.add(commit);
+        let commit = Commit {
+            group,
+            topic,
+            queue_id,
+            offset,
+            mode: CommitMode::Set,
+        };
+        broker.offset_commits.add(broker, &commit);
     } else {
         // Older commits of the queue first, else they would undo this one.
         if !broker.offset_commits.flush(broker).await {
             return Err(Refusal::no_room());
         }
-        propose(
-            broker,
-            Command::CommitOffsets {
-                commits: vec![commit],
-            },
-        )
-        .await?;
+        let commit = OffsetCommit {
+            group: group.to_owned(),
+            topic: topic.to_owned(),
+            queue_id,
+            offset,
+            mode: CommitMode::Set,
+        };
+        let commits = vec![commit];
+        propose(broker, Command::CommitOffsets { commits }).await?;
     }
     Ok(success(request))
 }

@@ -17,12 +17,12 @@ use raftmq_remoting::{
     sys_flag::{self, PULL_COMMIT_OFFSET, PULL_SUBSCRIPTION, PULL_SUSPEND},
     tags::{TagExpression, tags_code},
 };
-use raftmq_state::{CommitMode, OffsetCommit};
+use raftmq_state::CommitMode;
 use tokio::time::{Instant, sleep, timeout};
 
 use self::read::{Found, Status, read};
 use super::{Handled, Refusal, Request, client::find_or_create_group};
-use crate::{broker::Broker, long_poll::TagFilter};
+use crate::{broker::Broker, long_poll::TagFilter, offset_commits::Commit};
 
 /// Longest time a pull is parked. Clients ask for 15 to 20 s; a connection is dropped after 120 s.
 const SUSPEND_MAX: Duration = Duration::from_secs(60);
@@ -268,14 +268,15 @@ fn commit(broker: &Broker, pull: &Pull<'_>) {
     ) else {
         return;
     };
-    if sys_flag::has(pull.sys_flag, PULL_COMMIT_OFFSET) && broker.is_serving() {
-        broker.offset_commits.add(OffsetCommit {
-            group: pull.group.to_owned(),
-            topic: pull.topic.to_owned(),
+    if sys_flag::has(pull.sys_flag, PULL_COMMIT_OFFSET) {
+        let commit = Commit {
+            group: pull.group,
+            topic: pull.topic,
             queue_id,
             offset,
             mode: CommitMode::Max,
-        });
+        };
+        broker.offset_commits.add(broker, &commit);
     }
 }
 

@@ -295,11 +295,12 @@ impl Consensus {
     }
 
     /// Proposes a batch of `count` commands. `done` runs exactly once, on the task that applies
-    /// the batch or finds that it cannot be.
+    /// the batch or finds that it cannot be. With a `term` it is proposed in that one only.
     pub(crate) async fn propose(
         &self,
         payload: Bytes,
         count: u32,
+        term: Option<u64>,
         done: impl FnOnce(Result<Vec<Reply>, ProposeError>) + Send + 'static,
     ) {
         let batch = Batch {
@@ -330,7 +331,12 @@ impl Consensus {
                 });
             },
         );
-        if let Err(fatal) = self.raft.client_write_ff(batch, Some(responder)).await {
+        let write = self.raft.write(batch).responder(responder);
+        let write = match term {
+            Some(term) => write.with_leader(term),
+            None => write,
+        };
+        if let Err(fatal) = write.await {
             refuse(Err(ProposeError::Stopped(fatal.to_string())));
         }
     }

@@ -48,7 +48,7 @@ async fn create_system_topics(broker: Arc<Broker>) {
         if role.wait_for(|role| !role.serving).await.is_err() {
             return;
         }
-        broker.offset_commits.clear();
+        broker.offset_commits.keep_only(broker.serving_term());
     }
 }
 
