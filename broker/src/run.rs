@@ -3,21 +3,19 @@
 mod admin;
 mod disk_threads;
 mod repair;
+mod stop;
 mod store;
 mod tasks;
 
 use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use raftmq_store::StoreError;
-use tokio::{
-    sync::watch,
-    task::JoinSet,
-    time::{sleep, timeout},
-};
+use tokio::{sync::watch, task::JoinSet, time::sleep};
 
 use self::{
     admin::Admin,
     disk_threads::start_disk_threads,
+    stop::StopClock,
     tasks::{background_tasks, registration},
 };
 use crate::{
@@ -25,7 +23,7 @@ use crate::{
     clock::{Clock, SystemClock},
     config::{BrokerConfig, NamesrvConfig},
     disk_guard::{self, RoomLimits},
-    host::Host,
+    host::{Host, blocking},
     http::{self, AdminOps},
     long_poll::LongPoll,
     machine::Machine,
@@ -38,6 +36,8 @@ use crate::{
     status::NodeAddresses,
 };
 
+/// How long gathered offset commits may take; without a quorum they would never go.
+const COMMITS_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long a stopping leader tries to hand over before it stops anyway.
 const HAND_OVER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long the entries of a leader that handed over may take to be committed by the next one, and
@@ -46,6 +46,8 @@ const SETTLE_TIMEOUT: Duration = Duration::from_secs(1);
 const SETTLE_POLL: Duration = Duration::from_millis(1);
 /// How long name servers get to take the broker out.
 const UNREGISTER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long clients get for the answers to what was read: a little longer than `server` gives them.
+const CLIENTS_TIMEOUT: Duration = Duration::from_secs(4);
 /// `httpPort` when the file does not set it, and how many ports from there on are tried.
 const HTTP_PORT_DEFAULT: u16 = 5557;
 const HTTP_PORT_TRIES: u16 = 16;
@@ -243,38 +245,49 @@ async fn serve_until(
         Some(ended) = servers.join_next() => ended.map_err(io::Error::other)?,
         ended = &mut clients => Ok(ended.map_err(io::Error::other)??),
     };
-    hand_over(&broker).await;
+    let clock = StopClock::start();
+    hand_over(&broker, &clock).await;
     unregister.send_replace(true);
-    if timeout(UNREGISTER_TIMEOUT, registrar.stopped())
-        .await
-        .is_err()
-    {
-        tracing::warn!("a name server did not take the broker out in time");
-    }
+    clock
+        .step(
+            "leave the name servers",
+            UNREGISTER_TIMEOUT,
+            registrar.stopped(),
+        )
+        .await;
     leave_clients.send_replace(true);
     if !clients.is_finished()
-        && let Err(error) = clients.await
+        && let Some(Err(error)) = clock.step("answer clients", CLIENTS_TIMEOUT, clients).await
     {
         tracing::warn!(%error, "close client connections");
     }
-    close(&broker, &close_ports).await;
-    tasks.shutdown().await;
+    close(&broker, &close_ports, &clock).await;
+    clock
+        .last_step("end the background tasks", tasks.shutdown())
+        .await;
     ended
 }
 
 /// Makes another node lead, if this one does, and waits for the outcome of what it proposed: the
 /// new leader commits that, and this node has to stay until it has heard.
-async fn hand_over(broker: &Broker) {
+async fn hand_over(broker: &Broker, clock: &StopClock) {
     let Some(consensus) = broker.consensus() else {
         return;
     };
-    broker.offset_commits.flush(broker).await;
+    let commits = broker.offset_commits.flush(broker);
+    clock
+        .step("commit consumer offsets", COMMITS_TIMEOUT, commits)
+        .await;
     let voters = consensus.status().borrow().voters.len();
     if broker.is_serving() && voters > 1 {
-        match timeout(HAND_OVER_TIMEOUT, consensus.transfer_leader(None)).await {
-            Ok(Ok(to)) => tracing::info!(to, "handed the leadership over"),
-            Ok(Err(error)) => tracing::warn!(%error, "hand over"),
-            Err(_) => tracing::warn!("nobody took the leadership over in time"),
+        let transfer = consensus.transfer_leader(None);
+        match clock
+            .step("hand the leadership over", HAND_OVER_TIMEOUT, transfer)
+            .await
+        {
+            Some(Ok(to)) => tracing::info!(to, "handed the leadership over"),
+            Some(Err(error)) => tracing::warn!(%error, "hand over"),
+            None => {}
         }
     }
     let settled = async {
@@ -282,21 +295,25 @@ async fn hand_over(broker: &Broker) {
             sleep(SETTLE_POLL).await;
         }
     };
-    if timeout(SETTLE_TIMEOUT, settled).await.is_err() {
-        tracing::warn!("the outcome of some requests is unknown");
-    }
+    clock
+        .step("the outcome of some requests", SETTLE_TIMEOUT, settled)
+        .await;
 }
 
 /// Stops everything that is left, from the ports to the disk.
-async fn close(broker: &Broker, close_ports: &watch::Sender<bool>) {
+async fn close(broker: &Broker, close_ports: &watch::Sender<bool>, clock: &StopClock) {
     let Some(consensus) = broker.consensus() else {
         return;
     };
     broker.proposer().close();
     close_ports.send_replace(true);
-    consensus.stop().await;
-    if let Err(error) = broker.machine.log().flush() {
-        tracing::warn!(%error, "flush the log");
+    clock.last_step("stop raft", consensus.stop()).await;
+    let log = Arc::clone(broker.machine.log());
+    let flushed = blocking(move || log.flush());
+    match clock.last_step("flush the log", flushed).await {
+        Some(Ok(Err(error))) => tracing::warn!(%error, "flush the log"),
+        Some(Err(error)) => tracing::warn!(%error, "flush the log"),
+        Some(Ok(Ok(()))) | None => {}
     }
     broker.machine.log().close();
 }
