@@ -14,9 +14,9 @@ use std::{
 use tokio::sync::Notify;
 
 use crate::{
-    clock::Clock, config::BrokerConfig, disk_guard::DiskGuard, long_poll::LongPoll,
-    machine::Machine, metrics::Metrics, offset_commits::OffsetCommits, proposer::Proposer,
-    raft::Consensus, session::Sessions, stats::Stats,
+    clock::Clock, cold_read::ColdReads, config::BrokerConfig, disk_guard::DiskGuard,
+    long_poll::LongPoll, machine::Machine, metrics::Metrics, offset_commits::OffsetCommits,
+    proposer::Proposer, raft::Consensus, session::Sessions, stats::Stats,
 };
 
 /// Shared by all handlers of one broker process.
@@ -45,6 +45,8 @@ pub struct Broker {
     pub boot_timestamp_ms: u64,
     /// Bytes of requests that wait for a leader; bounded in `server/dispatch.rs`.
     pub(crate) held_bytes: AtomicUsize,
+    /// Reads that leave the workers.
+    pub(crate) cold_reads: ColdReads,
     /// What the disk still takes.
     pub disk: DiskGuard,
     /// Wakes the retention: somebody asks that what has expired be deleted now.
@@ -80,6 +82,7 @@ impl Broker {
             long_poll: parts.long_poll,
             sessions: Sessions::default(),
             offset_commits: OffsetCommits::default(),
+            cold_reads: ColdReads::default(),
             metrics: parts.metrics,
             held_bytes: AtomicUsize::new(0),
             consensus: OnceLock::new(),

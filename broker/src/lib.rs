@@ -6,6 +6,7 @@ mod broker;
 mod checkpoint;
 pub mod cli;
 pub mod clock;
+mod cold_read;
 pub mod config;
 mod disk_guard;
 #[doc(hidden)]

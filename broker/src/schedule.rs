@@ -16,6 +16,7 @@ use raftmq_remoting::{
     tags::tags_code,
 };
 use raftmq_state::{Command, Reply};
+use raftmq_store::StoreError;
 use tokio::time::sleep;
 
 use crate::{broker::Broker, proposer::SubmitError};
@@ -50,10 +51,20 @@ struct Due {
 }
 
 /// Delivers one batch of `level`; true when there may be more.
-async fn deliver_due(broker: &Broker, level: u32) -> bool {
-    let due = match find_due(broker, level) {
-        Ok(Some(due)) => due,
-        Ok(None) => return false,
+async fn deliver_due(broker: &Arc<Broker>, level: u32) -> bool {
+    let Some(waiting) = Waiting::of(broker, level).filter(|waiting| waiting.may_be_due(broker))
+    else {
+        return false;
+    };
+    let reader = Arc::clone(broker);
+    let found = broker.cold_reads.run(move || waiting.find_due(&reader));
+    let due = match found.await {
+        Ok(Ok(Some(due))) => due,
+        Ok(Ok(None)) => return false,
+        Ok(Err(error)) => {
+            tracing::error!(level, %error, "read delayed messages");
+            return false;
+        }
         Err(error) => {
             tracing::error!(level, %error, "read delayed messages");
             return false;
@@ -81,56 +92,81 @@ async fn deliver_due(broker: &Broker, level: u32) -> bool {
     }
 }
 
-fn find_due(broker: &Broker, level: u32) -> Result<Option<Due>, raftmq_store::StoreError> {
-    let (queue, expected) = {
+/// A level with messages that were not delivered yet.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    queue: u32,
+    /// Progress of the level: the first of them, unless that was purged.
+    expected: u64,
+}
+
+impl Waiting {
+    fn of(broker: &Broker, level: u32) -> Option<Self> {
         let state = broker.machine.state();
-        let number = state
-            .topic(SCHEDULE_TOPIC)
-            .and_then(|topic| topic.queue(level - 1))
-            .map(|queue| queue.number);
-        (number, state.schedule_progress(level))
-    };
-    let Some(queue) = queue else { return Ok(None) };
-    let (min, max) = broker.machine.index().bounds(queue);
-    if expected >= max {
-        return Ok(None);
+        let topic = state.topic(SCHEDULE_TOPIC)?;
+        Some(Self {
+            queue: topic.queue(level - 1)?.number,
+            expected: state.schedule_progress(level),
+        })
     }
-    let from = expected.max(min);
-    let now = i64::try_from(broker.clock.now_ms()).unwrap_or(i64::MAX);
-    let units = broker
-        .machine
-        .index()
-        .read(queue, from, DELIVER_MESSAGES_MAX)?;
-    let mut due = Due {
-        expected,
-        next: from,
-        records: Vec::new(),
-    };
-    let mut bytes = 0;
-    for unit in units {
-        if unit.tags_code > now || bytes > DELIVER_BYTES_MAX {
-            break;
+
+    /// Whether it is worth a read that may wait for the disk. What is in memory says so at once.
+    fn may_be_due(&self, broker: &Broker) -> bool {
+        let index = broker.machine.index();
+        if !index.is_in_memory(self.queue, self.expected) {
+            return true;
         }
-        let record = broker
-            .machine
-            .read_record(unit.physical_offset, unit.size)?;
-        bytes += record.len();
-        due.next += 1;
-        match real_record(&record) {
-            Some(real) if has_queue(broker, &real.1) => due.records.push((real.0, real.2)),
-            Some(real) => {
-                tracing::warn!(
-                    topic = real.1.topic,
-                    "drop delayed message: its topic is gone"
-                );
+        let first = index.read(self.queue, self.expected, 1);
+        first.is_ok_and(|units| {
+            units
+                .first()
+                .is_some_and(|unit| unit.tags_code <= now(broker))
+        }) || index.bounds(self.queue).0 > self.expected
+    }
+
+    fn find_due(&self, broker: &Broker) -> Result<Option<Due>, StoreError> {
+        let index = broker.machine.index();
+        let (min, max) = index.bounds(self.queue);
+        if self.expected >= max {
+            return Ok(None);
+        }
+        let from = self.expected.max(min);
+        let now = now(broker);
+        let mut due = Due {
+            expected: self.expected,
+            next: from,
+            records: Vec::new(),
+        };
+        let mut bytes = 0;
+        for unit in index.read(self.queue, from, DELIVER_MESSAGES_MAX)? {
+            if unit.tags_code > now || bytes > DELIVER_BYTES_MAX {
+                break;
             }
-            None => tracing::error!(
-                offset = unit.physical_offset,
-                "drop malformed delayed message"
-            ),
+            let record = broker
+                .machine
+                .read_record(unit.physical_offset, unit.size)?;
+            bytes += record.len();
+            due.next += 1;
+            match real_record(&record) {
+                Some(real) if has_queue(broker, &real.1) => due.records.push((real.0, real.2)),
+                Some(real) => {
+                    tracing::warn!(
+                        topic = real.1.topic,
+                        "drop delayed message: its topic is gone"
+                    );
+                }
+                None => tracing::error!(
+                    offset = unit.physical_offset,
+                    "drop malformed delayed message"
+                ),
+            }
         }
+        Ok((due.next > due.expected).then_some(due))
     }
-    Ok((due.next > due.expected).then_some(due))
+}
+
+fn now(broker: &Broker) -> i64 {
+    i64::try_from(broker.clock.now_ms()).unwrap_or(i64::MAX)
 }
 
 fn has_queue(broker: &Broker, real: &MessageRecord) -> bool {

@@ -19,7 +19,7 @@ use raftmq_state::Command;
 use tokio::time::timeout;
 
 use super::{
-    Handled, Refusal, Request, message::find, propose, pull::check_expression_type, success,
+    Handled, Refusal, Request, message::find_old, propose, pull::check_expression_type, success,
 };
 use crate::{
     broker::Broker,
@@ -267,7 +267,8 @@ pub(super) async fn consume_directly(broker: &Arc<Broker>, request: &Request) ->
     let failed = |remark: String| Refusal::new(ResponseCode::SYSTEM_ERROR, remark);
     let (_, offset) = message_id::decode(id).map_err(|error| failed(format!("{id}: {error}")))?;
     let offset = i64::try_from(offset).unwrap_or(i64::MAX);
-    let message = find(broker, offset)?
+    let message = find_old(broker, offset)
+        .await?
         .ok_or_else(|| failed(format!("can not find message by the offset, {offset}")))?;
     let mut command =
         RemotingCommand::request(RequestCode::CONSUME_MESSAGE_DIRECTLY).with_body(message);

@@ -1,6 +1,8 @@
 //! Single messages: 33 VIEW_MESSAGE_BY_ID, 321 QUERY_CONSUME_QUEUE, and the search for a message by
 //! its address, which other handlers share.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use raftmq_remoting::{
     ResponseCode,
@@ -23,7 +25,7 @@ const QUERY_UNITS_MAX: usize = 1024;
 /// The address comes from a client, so it may point into the middle of anything, and bytes that
 /// look like a record may be the body of a message. Only the consume queue decides: it must have a
 /// unit of exactly this address.
-pub(super) fn find(broker: &Broker, physical_offset: i64) -> Result<Option<Bytes>, StoreError> {
+fn find(broker: &Broker, physical_offset: i64) -> Result<Option<Bytes>, StoreError> {
     let Ok(physical_offset) = u64::try_from(physical_offset) else {
         return Ok(None);
     };
@@ -89,12 +91,24 @@ fn queue_offset_of(
     Ok(None)
 }
 
-/// [`find`], decoded.
-pub(super) fn find_record(
-    broker: &Broker,
+/// [`find`] on a thread that may wait for the disk: the message may be old.
+pub(super) async fn find_old(
+    broker: &Arc<Broker>,
     physical_offset: i64,
-) -> Result<Option<MessageRecord>, StoreError> {
-    let found = find(broker, physical_offset)?;
+) -> Result<Option<Bytes>, Refusal> {
+    let reader = Arc::clone(broker);
+    let found = broker
+        .cold_reads
+        .run(move || find(&reader, physical_offset));
+    Ok(found.await??)
+}
+
+/// [`find_old`], decoded.
+pub(super) async fn find_record(
+    broker: &Arc<Broker>,
+    physical_offset: i64,
+) -> Result<Option<MessageRecord>, Refusal> {
+    let found = find_old(broker, physical_offset).await?;
     Ok(found.and_then(|record| MessageRecord::decode(&record).ok()))
 }
 

@@ -24,10 +24,10 @@ use raftmq_remoting::{HeaderError, RemotingCommand, RequestCode, ResponseCode, b
 use raftmq_state::{Command, Reply};
 use raftmq_store::StoreError;
 
-use crate::{broker::Broker, proposer::SubmitError, server::Connection};
+use crate::{broker::Broker, cold_read::ColdReadError, proposer::SubmitError, server::Connection};
 
 /// One request on its way through a handler.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Request {
     /// The request.
     pub command: RemotingCommand,
@@ -105,6 +105,12 @@ impl From<StoreError> for Refusal {
     }
 }
 
+impl From<ColdReadError> for Refusal {
+    fn from(error: ColdReadError) -> Self {
+        Self::new(ResponseCode::SYSTEM_ERROR, format!("read the log: {error}"))
+    }
+}
+
 impl From<SubmitError> for Refusal {
     fn from(error: SubmitError) -> Self {
         match error {
@@ -140,6 +146,18 @@ pub(crate) async fn propose(broker: &Broker, command: Command) -> Result<Reply, 
     }
 }
 
+/// Handles a request that reads here and there in old parts of the log, on a thread that may wait
+/// for the disk.
+async fn away(
+    broker: &Arc<Broker>,
+    request: &Request,
+    handler: impl FnOnce(&Arc<Broker>, &Request) -> Handled + Send + 'static,
+) -> Handled {
+    let (reader, request) = (Arc::clone(broker), request.clone());
+    let handled = broker.cold_reads.run(move || handler(&reader, &request));
+    handled.await?
+}
+
 /// A response with code 0.
 pub(crate) fn success(request: &Request) -> RemotingCommand {
     RemotingCommand::response_to(&request.command, ResponseCode::SUCCESS)
@@ -171,17 +189,42 @@ async fn route(broker: &Arc<Broker>, request: &Request) -> Handled {
         RequestCode::CONSUME_MESSAGE_DIRECTLY => client::consume_directly(broker, request).await,
         RequestCode::LOCK_BATCH_MQ => lock::lock(broker, request).await,
         RequestCode::UNLOCK_BATCH_MQ => lock::unlock(broker, request).await,
-        RequestCode::QUERY_CONSUMER_OFFSET => offset::query(broker, request),
+        RequestCode::QUERY_CONSUMER_OFFSET => offset::query(broker, request).await,
         RequestCode::UPDATE_CONSUMER_OFFSET => offset::update(broker, request).await,
-        RequestCode::SEARCH_OFFSET_BY_TIMESTAMP => offset::search(broker, request),
-        RequestCode::GET_MAX_OFFSET => offset::max(broker, request),
-        RequestCode::GET_MIN_OFFSET => offset::min(broker, request),
-        RequestCode::GET_EARLIEST_MSG_STORETIME => offset::earliest(broker, request),
-        RequestCode::GET_ALL_CONSUMER_OFFSET => offset::all(broker, request),
+        RequestCode::SEARCH_OFFSET_BY_TIMESTAMP => {
+            away(broker, request, |broker, request| {
+                offset::search(broker, request)
+            })
+            .await
+        }
+        RequestCode::GET_MAX_OFFSET => offset::max(broker, request).await,
+        RequestCode::GET_MIN_OFFSET => offset::min(broker, request).await,
+        RequestCode::GET_EARLIEST_MSG_STORETIME => {
+            away(broker, request, |broker, request| {
+                offset::earliest(broker, request)
+            })
+            .await
+        }
+        RequestCode::GET_ALL_CONSUMER_OFFSET => {
+            away(broker, request, |broker, request| {
+                offset::all(broker, request)
+            })
+            .await
+        }
         RequestCode::INVOKE_BROKER_TO_RESET_OFFSET => reset::reset(broker, request).await,
         RequestCode::QUERY_MESSAGE => query::query(broker, request).await,
-        RequestCode::VIEW_MESSAGE_BY_ID => message::view(broker, request),
-        RequestCode::QUERY_CONSUME_QUEUE => message::query_consume_queue(broker, request),
+        RequestCode::VIEW_MESSAGE_BY_ID => {
+            away(broker, request, |broker, request| {
+                message::view(broker, request)
+            })
+            .await
+        }
+        RequestCode::QUERY_CONSUME_QUEUE => {
+            away(broker, request, |broker, request| {
+                message::query_consume_queue(broker, request)
+            })
+            .await
+        }
         code => admin_route(code, broker, request).await,
     }
 }
@@ -202,13 +245,13 @@ async fn admin_route(code: RequestCode, broker: &Arc<Broker>, request: &Request)
         RequestCode::DELETE_SUBSCRIPTIONGROUP => group::delete(broker, request).await,
         RequestCode::GET_ALL_SUBSCRIPTIONGROUP_CONFIG => group::all(broker, request),
         RequestCode::GET_SUBSCRIPTIONGROUP_CONFIG => group::get(broker, request),
-        RequestCode::GET_TOPIC_STATS_INFO => stats::topic_stats(broker, request),
-        RequestCode::GET_CONSUME_STATS => stats::consume_stats(broker, request),
+        RequestCode::GET_TOPIC_STATS_INFO => away(broker, request, stats::topic_stats).await,
+        RequestCode::GET_CONSUME_STATS => away(broker, request, stats::consume_stats).await,
         RequestCode::QUERY_TOPIC_CONSUME_BY_WHO => stats::consumed_by(broker, request),
         RequestCode::QUERY_TOPICS_BY_CONSUMER => stats::topics_of_group(broker, request),
         RequestCode::QUERY_SUBSCRIPTION_BY_CONSUMER => stats::subscription(broker, request),
         RequestCode::VIEW_BROKER_STATS_DATA => stats::view(broker, request),
-        RequestCode::GET_BROKER_RUNTIME_INFO => admin::runtime_info(broker, request),
+        RequestCode::GET_BROKER_RUNTIME_INFO => away(broker, request, admin::runtime_info).await,
         RequestCode::GET_BROKER_CONFIG => admin::config(broker, request),
         RequestCode::UPDATE_BROKER_CONFIG => admin::update_config(broker, request),
         RequestCode::GET_BROKER_HA_STATUS => admin::ha_status(broker, request),

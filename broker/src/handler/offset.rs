@@ -27,7 +27,7 @@ fn queue_of(broker: &Broker, fields: &ExtFields) -> Result<Option<u32>, Refusal>
 }
 
 /// Where a group goes on in a queue; what was committed before is settled by the dispatcher.
-pub(super) fn query(broker: &Broker, request: &Request) -> Handled {
+pub(super) async fn query(broker: &Arc<Broker>, request: &Request) -> Handled {
     let fields = &request.command.ext_fields;
     let group = fields.required_str("consumerGroup")?;
     let topic = fields.required_str("topic")?;
@@ -44,9 +44,12 @@ pub(super) fn query(broker: &Broker, request: &Request) -> Handled {
             "Not found, do not set to zero, maybe this group boot first",
         ));
     }
-    let queue = queue_number(broker, topic, queue_id);
-    if queue.map(|queue| is_young(broker, queue)).transpose()? == Some(true) {
-        return Ok(success(request).with_ext("offset", 0));
+    if let Some(queue) = queue_number(broker, topic, queue_id) {
+        let reader = Arc::clone(broker);
+        let is_young = broker.cold_reads.run(move || is_young(&reader, queue));
+        if is_young.await?? {
+            return Ok(success(request).with_ext("offset", 0));
+        }
     }
     Err(Refusal::new(
         ResponseCode::QUERY_NOT_FOUND,
@@ -79,10 +82,13 @@ pub(super) async fn update(broker: &Arc<Broker>, request: &Request) -> Handled {
     let topic = fields.required_str("topic").map_err(parameter)?;
     let queue_id = fields.required_i32("queueId").map_err(parameter)?;
     let offset = fields.required_i64("commitOffset").map_err(parameter)?;
-    let (has_group, has_topic) = {
+    let (has_group, has_topic, has_queue) = {
         let state = broker.machine.state();
         let has_group = state.group(group).is_some() || name::is_system_group(group);
-        (has_group, state.topic(topic).is_some())
+        let topic = state.topic(topic);
+        let queue_id = u32::try_from(queue_id).ok();
+        let queue = topic.and_then(|topic| topic.queue(queue_id?));
+        (has_group, topic.is_some(), queue.is_some())
     };
     if !has_group {
         let remark = format!("Group {group} not exist!");
@@ -107,20 +113,22 @@ pub(super) async fn update(broker: &Arc<Broker>, request: &Request) -> Handled {
             offset,
             mode: CommitMode::Set,
         };
-        broker.offset_commits.add(broker, &commit);
+        // Without the queue it would be rejected when it is applied, and take memory until then.
+        if has_queue {
+            broker.offset_commits.add(broker, &commit);
+        }
     } else {
         // Older commits of the queue first, else they would undo this one.
         if !broker.offset_commits.flush(broker).await {
             return Err(Refusal::no_room());
         }
-        let commit = OffsetCommit {
+        let commits = vec![OffsetCommit {
             group: group.to_owned(),
             topic: topic.to_owned(),
             queue_id,
             offset,
             mode: CommitMode::Set,
-        };
-        let commits = vec![commit];
+        }];
         propose(broker, Command::CommitOffsets { commits }).await?;
     }
     Ok(success(request))
@@ -159,17 +167,30 @@ pub(super) fn offset_at(
 }
 
 /// Next offset of a queue.
-pub(super) fn max(broker: &Broker, request: &Request) -> Handled {
-    let queue = queue_of(broker, &request.command.ext_fields)?;
-    let max = queue.map_or(0, |queue| broker.machine.index().bounds(queue).1);
+pub(super) async fn max(broker: &Arc<Broker>, request: &Request) -> Handled {
+    let (_, max) = bounds(broker, request).await?;
     Ok(success(request).with_ext("offset", max))
 }
 
 /// First offset of a queue.
-pub(super) fn min(broker: &Broker, request: &Request) -> Handled {
-    let queue = queue_of(broker, &request.command.ext_fields)?;
-    let min = queue.map_or(0, |queue| broker.machine.index().bounds(queue).0);
+pub(super) async fn min(broker: &Arc<Broker>, request: &Request) -> Handled {
+    let (min, _) = bounds(broker, request).await?;
     Ok(success(request).with_ext("offset", min))
+}
+
+/// First and next offset of the queue that a request names. After a purge the first one has to be
+/// looked for once.
+async fn bounds(broker: &Arc<Broker>, request: &Request) -> Result<(u64, u64), Refusal> {
+    let Some(queue) = queue_of(broker, &request.command.ext_fields)? else {
+        return Ok((0, 0));
+    };
+    let index = broker.machine.index();
+    if index.is_in_memory(queue, u64::MAX) {
+        return Ok(index.bounds(queue));
+    }
+    let index = Arc::clone(index);
+    let bounds = broker.cold_reads.run(move || index.bounds(queue));
+    Ok(bounds.await?)
 }
 
 /// Store time of a queue's first message; -1 without one.

@@ -66,12 +66,12 @@ pub(super) async fn pull(broker: &Arc<Broker>, request: &Request) -> Handled {
         Err(refusal) => return ask_leader(broker, request, &pull).await.ok_or(refusal),
     };
     commit(broker, &pull);
-    let mut found = read(broker, &pull, &target)?;
+    let mut found = read(broker, &pull, &target).await?;
     if found.may_wait(broker, &pull) && !pull.suspend.is_zero() {
         found = wait(broker, request, &pull, &target).await?;
     }
     if found.is_moved(&pull) && broker.serves_for_certain().await {
-        found = read(broker, &pull, &target)?;
+        found = read(broker, &pull, &target).await?;
     } else if found.is_moved(&pull) {
         if let Some(response) = ask_leader(broker, request, &pull).await {
             return Ok(response);
@@ -308,7 +308,7 @@ async fn wait(
     loop {
         // Parked before the read, so that a message between the two wakes it.
         let mut ticket = broker.long_poll.park(target.queue, target.filter.clone());
-        let found = read(broker, pull, target)?;
+        let found = read(broker, pull, target).await?;
         let left = deadline.saturating_duration_since(Instant::now());
         let is_gone = request
             .connection

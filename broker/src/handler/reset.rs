@@ -42,16 +42,9 @@ pub(super) async fn reset(broker: &Arc<Broker>, request: &Request) -> Handled {
     let reset = Reset::parse(&request.command.ext_fields)?;
     // Commits that wait would undo the reset.
     broker.offset_commits.flush(broker).await;
-    let mut commits = Vec::new();
-    for queue in queues(broker, &reset)? {
-        commits.push(OffsetCommit {
-            group: reset.group.to_owned(),
-            topic: reset.topic.to_owned(),
-            queue_id: queue.queue_id,
-            offset: target(broker, &reset, &queue)?,
-            mode: CommitMode::Set,
-        });
-    }
+    let (reader, asked) = (Arc::clone(broker), request.clone());
+    let targets = broker.cold_reads.run(move || targets(&reader, &asked));
+    let commits = targets.await??;
     let offset_table = commits.iter().map(|commit| {
         let queue = MessageQueue {
             broker_name: broker.config.broker_name.clone(),
@@ -71,6 +64,21 @@ pub(super) async fn reset(broker: &Arc<Broker>, request: &Request) -> Handled {
     propose(broker, Command::CommitOffsets { commits }).await?;
     tell_members(broker, &reset, &body);
     Ok(success(request).with_body(body.encode()))
+}
+
+/// Where the queues of a reset go; reads the log when it is to a time.
+fn targets(broker: &Broker, request: &Request) -> Result<Vec<OffsetCommit>, Refusal> {
+    let reset = Reset::parse(&request.command.ext_fields)?;
+    let to = |queue: Queue| {
+        Ok(OffsetCommit {
+            group: reset.group.to_owned(),
+            topic: reset.topic.to_owned(),
+            queue_id: queue.queue_id,
+            offset: target(broker, &reset, &queue)?,
+            mode: CommitMode::Set,
+        })
+    };
+    queues(broker, &reset)?.into_iter().map(to).collect()
 }
 
 impl<'a> Reset<'a> {

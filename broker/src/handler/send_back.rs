@@ -49,7 +49,7 @@ pub(super) async fn send_back(broker: &Arc<Broker>, request: &Request) -> Handle
         // The group wants no retries: the message is dropped.
         return Ok(success(request));
     }
-    let Some(message) = find_record(broker, offset)? else {
+    let Some(message) = find_record(broker, offset).await? else {
         let remark = format!("look message by offset failed, {offset}");
         return Err(Refusal::new(ResponseCode::SYSTEM_ERROR, remark));
     };

@@ -61,6 +61,24 @@ impl Blocks {
         Some(part)
     }
 
+    /// Whether all bytes `from..to` of the log of that epoch are held.
+    pub(crate) fn cover(&self, epoch: u64, from: u64, to: u64) -> bool {
+        let held = self.held.lock().expect("a panic ends the process");
+        if epoch != held.epoch {
+            return false;
+        }
+        let mut next = from;
+        while next < to {
+            // The newest ones are asked for most.
+            let blocks = held.blocks.iter().rev();
+            let Some(part) = blocks.into_iter().find_map(|block| block.part(next, to)) else {
+                return false;
+            };
+            next += part.len() as u64;
+        }
+        true
+    }
+
     /// Keeps a block of the log of that epoch in place of one that begins at the same address.
     pub(crate) fn put(&self, epoch: u64, block: Block) {
         let mut held = self.held.lock().expect("a panic ends the process");
@@ -109,7 +127,11 @@ mod tests {
         blocks.put(0, block(100, 50));
         assert_eq!(blocks.part(0, 100, 101).unwrap().len(), 1);
         assert_eq!(blocks.part(0, 120, 500).unwrap().len(), 30);
-        for outside in [99, 150] {
+        assert!(blocks.cover(0, 100, 150) && !blocks.cover(0, 100, 151));
+        assert!(!blocks.cover(0, 99, 110) && !blocks.cover(1, 100, 110));
+        blocks.put(0, block(150, 10));
+        assert!(blocks.cover(0, 120, 160));
+        for outside in [99, 160] {
             assert!(blocks.part(0, outside, 200).is_none());
         }
         // The last block of a log that grows is read again, and longer.

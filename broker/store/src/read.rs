@@ -51,6 +51,29 @@ impl CommitLog {
         self.unless_cut(|epoch| self.read_bytes_once(epoch, physical_offset, len))
     }
 
+    /// Whether the entries from `index` on are in memory, so that reading them waits for no disk.
+    pub fn is_in_tail(&self, index: u64) -> bool {
+        let state = self.state();
+        match state.tail.first_index() {
+            Some(first) => first <= index,
+            // Nothing to read.
+            None => index >= state.next_index(),
+        }
+    }
+
+    /// Whether the bytes `physical_offset..physical_offset + len` are in memory now, in the tail or
+    /// in blocks that were read before: then reading them waits for no disk, as a rule.
+    pub fn is_in_memory(&self, physical_offset: u64, len: usize) -> bool {
+        let epoch = self.cut_epoch();
+        let end = physical_offset.saturating_add(len as u64);
+        let on_disk_until = {
+            let state = self.state();
+            state.tail.start_physical().unwrap_or(state.end.physical)
+        };
+        let end = end.min(on_disk_until);
+        physical_offset >= end || self.blocks.cover(epoch, physical_offset, end)
+    }
+
     /// Id of a stored entry, or of the last purged one; `None` outside.
     pub fn entry_id(&self, index: u64) -> Result<Option<LogId>, StoreError> {
         Ok(self.state().id_of(index))

@@ -1,6 +1,8 @@
 //! The read of a pull: units out of the consume queue, records out of the log, and how RocketMQ
 //! names the outcome.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use raftmq_remoting::{
     ResponseCode,
@@ -9,7 +11,7 @@ use raftmq_remoting::{
 use raftmq_store::{StoreError, index::IndexUnit};
 
 use super::{Pull, Refusal, Target};
-use crate::{broker::Broker, long_poll::TagFilter};
+use crate::{broker::Broker, long_poll::TagFilter, machine::Machine};
 
 /// Units looked at for one pull. Beyond it the consumer is told where to go on, so that a filter
 /// that matches nothing cannot keep a task busy.
@@ -52,131 +54,194 @@ pub(super) struct Found {
     pub last_physical_offset: u64,
 }
 
-/// Reads from the offset of `pull` as much as fits into one answer.
-pub(super) fn read(broker: &Broker, pull: &Pull<'_>, target: &Target) -> Result<Found, Refusal> {
-    let (min, max) = broker.machine.index().bounds(target.queue);
-    let nothing = |status, next| Found {
-        status,
-        next,
-        min,
-        max,
-        messages: 0,
-        body: Bytes::new(),
-        last_physical_offset: 0,
-    };
-    if max == 0 {
-        return Ok(nothing(Status::NoMessageInQueue, 0));
-    }
-    let from = match u64::try_from(pull.offset) {
-        Ok(from) if from >= min => from,
-        _ => return Ok(nothing(Status::OffsetTooSmall, min)),
-    };
-    if from >= max {
-        let one = from == max;
-        let status = if one {
-            Status::OffsetOverflowOne
-        } else {
-            Status::OffsetOverflowBadly
-        };
-        return Ok(nothing(status, max));
-    }
-    let (chosen, next) = scan(broker, pull, target, from, max)?;
-    if chosen.is_empty() {
-        let is_purged = next == from;
-        let status = if is_purged {
-            Status::MessageWasRemoving
-        } else {
-            Status::NoMatchedMessage
-        };
-        let next = if is_purged {
-            first_offset(broker, target).max(from)
-        } else {
-            next
-        };
-        return Ok(nothing(status, next));
-    }
-    match copy_records(broker, &chosen) {
-        Ok(body) => Ok(Found {
-            messages: chosen.len(),
-            body,
-            last_physical_offset: chosen.last().map_or(0, |(_, unit)| unit.physical_offset),
-            ..nothing(Status::Found, next)
-        }),
-        // Retention removed them between the look-up and the read.
-        Err(StoreError::OutOfRange { .. }) => Ok(nothing(
-            Status::MessageWasRemoving,
-            first_offset(broker, target).max(from),
-        )),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn first_offset(broker: &Broker, target: &Target) -> u64 {
-    broker.machine.index().bounds(target.queue).0
-}
-
-/// Units that match and fit, with their queue offsets, and where the next scan begins.
-fn scan(
+/// Reads from the offset of `pull` as much as fits into one answer: at once when all of it is in
+/// memory, else on a thread that may wait for the disk.
+pub(super) async fn read(
     broker: &Broker,
     pull: &Pull<'_>,
     target: &Target,
-    from: u64,
-    max: u64,
-) -> Result<(Vec<(u64, IndexUnit)>, u64), StoreError> {
-    let mut chosen: Vec<(u64, IndexUnit)> = Vec::new();
-    let (mut next, mut bytes, mut step) = (from, 0, pull.messages_max);
-    while next < max && next - from < SCAN_UNITS_MAX {
-        let units = broker.machine.index().read(target.queue, next, step)?;
-        if units.is_empty() {
-            break;
-        }
-        for unit in units {
-            if wants(&target.filter, unit.tags_code) {
-                let size = unit.size as usize;
-                let is_full = chosen.len() >= pull.messages_max
-                    || (!chosen.is_empty() && bytes + size > pull.bytes_max);
-                if is_full {
-                    return Ok((chosen, next));
-                }
-                bytes += size;
-                chosen.push((next, unit));
-            }
-            next += 1;
-        }
-        if chosen.len() >= pull.messages_max {
-            break;
-        }
-        step = SCAN_STEP;
+) -> Result<Found, Refusal> {
+    let wanted = Wanted {
+        machine: Arc::clone(&broker.machine),
+        queue: target.queue,
+        filter: target.filter.clone(),
+        offset: pull.offset,
+        messages_max: pull.messages_max,
+        bytes_max: pull.bytes_max,
+    };
+    if let Some(found) = wanted.read(Reach::Memory)? {
+        return Ok(found);
     }
-    Ok((chosen, next))
+    let read = broker.cold_reads.run(move || wanted.read(Reach::Anywhere));
+    // Only a read of the memory alone finds that it does not have everything.
+    read.await??.ok_or_else(|| {
+        let remark = "a read of the disk did not look there";
+        Refusal::new(ResponseCode::SYSTEM_ERROR, remark)
+    })
 }
 
-/// The records one after the other, with their offsets. Neighbours come from one range read.
-fn copy_records(broker: &Broker, chosen: &[(u64, IndexUnit)]) -> Result<Bytes, StoreError> {
-    let bytes = chosen.iter().map(|(_, unit)| unit.size as usize).sum();
-    let mut body = BytesMut::with_capacity(bytes);
-    let mut rest = chosen;
-    while let Some((_, first)) = rest.first() {
-        let start = first.physical_offset;
-        let (run, after) = rest.split_at(run_length(rest));
-        let end = run.last().map_or(start, |(_, unit)| end_of(unit));
-        let length =
-            usize::try_from(end - start).expect("a run is shorter than one record's limit");
-        let range = broker.machine.log().read_bytes(start, length)?;
-        for (queue_offset, unit) in run {
-            let at = usize::try_from(unit.physical_offset - start).expect("inside the run");
-            let record = range.get(at..at + unit.size as usize);
-            let record = record.filter(|record| record.len() >= MESSAGE_BYTES_MIN);
-            let record = record
-                .ok_or_else(|| StoreError::decode("a message", "it is shorter than any record"))?;
-            let copied = body.len();
-            body.extend_from_slice(record);
-            patch_queue_offset(&mut body[copied..], *queue_offset);
-            patch_physical_offset(&mut body[copied..], unit.physical_offset);
+/// What a read may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reach {
+    Memory,
+    Anywhere,
+}
+
+/// What is to be read, apart from its request: it may leave the task of that.
+#[derive(Debug)]
+struct Wanted {
+    machine: Arc<Machine>,
+    queue: u32,
+    filter: TagFilter,
+    offset: i64,
+    messages_max: usize,
+    bytes_max: usize,
+}
+
+impl Wanted {
+    /// `None` when something is not where the read may look for it.
+    fn read(&self, from: Reach) -> Result<Option<Found>, StoreError> {
+        let index = self.machine.index();
+        let first = u64::try_from(self.offset).unwrap_or(0);
+        if from == Reach::Memory && !index.is_in_memory(self.queue, first) {
+            return Ok(None);
         }
-        rest = after;
+        let (min, max) = index.bounds(self.queue);
+        let nothing = |status, next| Found {
+            status,
+            next,
+            min,
+            max,
+            messages: 0,
+            body: Bytes::new(),
+            last_physical_offset: 0,
+        };
+        if max == 0 {
+            return Ok(Some(nothing(Status::NoMessageInQueue, 0)));
+        }
+        let first = match u64::try_from(self.offset) {
+            Ok(first) if first >= min => first,
+            _ => return Ok(Some(nothing(Status::OffsetTooSmall, min))),
+        };
+        if first >= max {
+            let one = first == max;
+            let status = if one {
+                Status::OffsetOverflowOne
+            } else {
+                Status::OffsetOverflowBadly
+            };
+            return Ok(Some(nothing(status, max)));
+        }
+        let (chosen, next) = self.scan(first, max)?;
+        if chosen.is_empty() {
+            let is_purged = next == first;
+            return Ok(Some(if is_purged {
+                let next = self.first_offset().max(first);
+                nothing(Status::MessageWasRemoving, next)
+            } else {
+                nothing(Status::NoMatchedMessage, next)
+            }));
+        }
+        if from == Reach::Memory && !self.is_in_memory(&chosen) {
+            return Ok(None);
+        }
+        Ok(Some(match self.copy_records(&chosen) {
+            Ok(body) => Found {
+                messages: chosen.len(),
+                body,
+                last_physical_offset: chosen.last().map_or(0, |(_, unit)| unit.physical_offset),
+                ..nothing(Status::Found, next)
+            },
+            // Retention removed them between the look-up and the read.
+            Err(StoreError::OutOfRange { .. }) => {
+                let next = self.first_offset().max(first);
+                nothing(Status::MessageWasRemoving, next)
+            }
+            Err(error) => return Err(error),
+        }))
     }
-    Ok(body.freeze())
+
+    fn first_offset(&self) -> u64 {
+        self.machine.index().bounds(self.queue).0
+    }
+
+    /// Units that match and fit, with their queue offsets, and where the next scan begins.
+    fn scan(&self, from: u64, max: u64) -> Result<(Vec<(u64, IndexUnit)>, u64), StoreError> {
+        let mut chosen: Vec<(u64, IndexUnit)> = Vec::new();
+        let (mut next, mut bytes, mut step) = (from, 0, self.messages_max);
+        while next < max && next - from < SCAN_UNITS_MAX {
+            let units = self.machine.index().read(self.queue, next, step)?;
+            if units.is_empty() {
+                break;
+            }
+            for unit in units {
+                if wants(&self.filter, unit.tags_code) {
+                    let size = unit.size as usize;
+                    let is_full = chosen.len() >= self.messages_max
+                        || (!chosen.is_empty() && bytes + size > self.bytes_max);
+                    if is_full {
+                        return Ok((chosen, next));
+                    }
+                    bytes += size;
+                    chosen.push((next, unit));
+                }
+                next += 1;
+            }
+            if chosen.len() >= self.messages_max {
+                break;
+            }
+            step = SCAN_STEP;
+        }
+        Ok((chosen, next))
+    }
+
+    fn is_in_memory(&self, chosen: &[(u64, IndexUnit)]) -> bool {
+        runs(chosen).all(|run| {
+            let (start, length) = range_of(run);
+            self.machine.log().is_in_memory(start, length)
+        })
+    }
+
+    /// The records one after the other, with their offsets. Neighbours come from one range read.
+    fn copy_records(&self, chosen: &[(u64, IndexUnit)]) -> Result<Bytes, StoreError> {
+        let bytes = chosen.iter().map(|(_, unit)| unit.size as usize).sum();
+        let mut body = BytesMut::with_capacity(bytes);
+        for run in runs(chosen) {
+            let (start, length) = range_of(run);
+            let range = self.machine.log().read_bytes(start, length)?;
+            for (queue_offset, unit) in run {
+                let at = usize::try_from(unit.physical_offset - start).expect("inside the run");
+                let record = range.get(at..at + unit.size as usize);
+                let record = record.filter(|record| record.len() >= MESSAGE_BYTES_MIN);
+                let record = record.ok_or_else(|| {
+                    StoreError::decode("a message", "it is shorter than any record")
+                })?;
+                let copied = body.len();
+                body.extend_from_slice(record);
+                patch_queue_offset(&mut body[copied..], *queue_offset);
+                patch_physical_offset(&mut body[copied..], unit.physical_offset);
+            }
+        }
+        Ok(body.freeze())
+    }
+}
+
+/// Units in groups that lie close together in the log.
+fn runs(chosen: &[(u64, IndexUnit)]) -> impl Iterator<Item = &[(u64, IndexUnit)]> {
+    let mut rest = chosen;
+    std::iter::from_fn(move || {
+        let (run, after) = rest.split_at(run_length(rest));
+        rest = after;
+        (!run.is_empty()).then_some(run)
+    })
+}
+
+/// Address of a run's first byte, and the run's length.
+fn range_of(run: &[(u64, IndexUnit)]) -> (u64, usize) {
+    let start = run.first().map_or(0, |(_, unit)| unit.physical_offset);
+    let end = run.last().map_or(start, |(_, unit)| end_of(unit));
+    let length = usize::try_from(end - start).expect("a run is shorter than one record's limit");
+    (start, length)
 }
 
 fn end_of(unit: &IndexUnit) -> u64 {

@@ -179,6 +179,22 @@ impl QueueIndex {
         Ok(if purged { Vec::new() } else { units })
     }
 
+    /// Whether [`bounds`](Self::bounds) of the queue, and its units from `from_offset` on, are in
+    /// memory now: then reading them waits for no disk.
+    pub fn is_in_memory(&self, queue: QueueNo, from_offset: u64) -> bool {
+        let inner = self.read_lock();
+        let Some(entry) = inner.queues.get(&queue) else {
+            return true;
+        };
+        let active = inner.active.slice(queue);
+        let active_from = active.map_or(entry.next, |slice| slice.base);
+        let frozen = inner.frozen.as_ref();
+        let frozen = frozen.filter(|part| part.run_id >= entry.born);
+        let frozen = frozen.and_then(|part| part.memory.slice(queue));
+        let memory_from = frozen.map_or(active_from, |slice| slice.base);
+        entry.min_for == Some(inner.min_physical) && memory_from <= from_offset.max(entry.min)
+    }
+
     /// (min, max) of a queue: the first unit that is not purged and the offset of the next unit;
     /// (0, 0) for an unknown queue. The first call after a purge may read a few blocks. A damaged
     /// unit counts as there: the read that follows reports it.
