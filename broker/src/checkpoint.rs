@@ -164,8 +164,7 @@ pub fn restore(checkpoint: &Checkpoint) -> Result<Restored, StoreError> {
     let state = State::decode(section(section::STATE, "state")?)
         .map_err(|error| StoreError::decode("the state in a checkpoint", error.to_string()))?;
     let position = position_of(checkpoint)?;
-    let membership = decode_membership_section(section(section::MEMBERSHIP, "membership")?)
-        .ok_or_else(|| damaged("membership"))?;
+    let membership = membership_of(checkpoint)?;
     let index_manifest = checkpoint.sections.get(&section::INDEX).cloned();
     let timestamp = section(section::TIMESTAMP, "timestamp")?.first_chunk::<8>();
     let timestamp = timestamp.ok_or_else(|| damaged("timestamp"))?;
@@ -178,6 +177,17 @@ pub fn restore(checkpoint: &Checkpoint) -> Result<Restored, StoreError> {
         last_store_timestamp_ms: u64::from_le_bytes(*timestamp),
         installed: checkpoint.sections.contains_key(&section::INSTALLED),
     })
+}
+
+/// The membership in force at `checkpoint`.
+///
+/// # Errors
+/// When the section is missing or damaged.
+pub(crate) fn membership_of(checkpoint: &Checkpoint) -> Result<MembershipRecord, StoreError> {
+    let section = checkpoint.sections.get(&section::MEMBERSHIP);
+    section
+        .and_then(decode_membership_section)
+        .ok_or_else(|| damaged("membership"))
 }
 
 fn position_of(checkpoint: &Checkpoint) -> Result<LogPosition, StoreError> {

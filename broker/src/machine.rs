@@ -176,8 +176,10 @@ impl Machine {
                 self.index.begin_queue(queue.number, queue.next_offset);
             }
         }
-        *state = restored;
+        let replaced = std::mem::replace(&mut *state, restored);
         drop(state);
+        // A large one takes a while to give its memory back.
+        drop(replaced);
         self.metadata_version.send_modify(|version| *version += 1);
     }
 }

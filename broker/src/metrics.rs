@@ -10,8 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder, core::Collector,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
 pub use self::log::{LogMetrics, LogReading};
@@ -308,6 +308,8 @@ pub struct RaftMetrics {
     pub refused_peers_total: IntCounter,
     /// 1 while this node casts no vote, because entries it may have acknowledged were lost.
     pub votes_withheld: IntGauge,
+    /// How long tasks have held Raft's thread in one go, by task, from a millisecond on.
+    pub long_poll_seconds: HistogramVec,
     node: IntGaugeVec,
     role: IntGaugeVec,
     term: IntGauge,
@@ -343,6 +345,7 @@ impl RaftMetrics {
                 "raft_votes_withheld",
                 "1 while this node casts no vote because it lost a part of its log, else 0.",
             ),
+            long_poll_seconds: long_poll_seconds(registry),
             node: labelled(
                 "node_info",
                 "Names of this node; always 1.",
@@ -437,6 +440,14 @@ fn labelled_gauge(registry: &Registry, name: &str, help: &str, labels: &[&str]) 
 fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
     let options = HistogramOpts::new(name, help).buckets(buckets.to_vec());
     register(registry, Histogram::with_opts(options))
+}
+
+fn long_poll_seconds(registry: &Registry) -> HistogramVec {
+    let help =
+        "Times a task held Raft's thread for a millisecond or longer; heartbeats wait for it.";
+    let buckets = [0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0];
+    let options = HistogramOpts::new("raft_long_poll_seconds", help).buckets(buckets.to_vec());
+    register(registry, HistogramVec::new(options, &["task"]))
 }
 
 /// Both steps fail only for a malformed or repeated name. All names are constants of this file and

@@ -500,7 +500,10 @@ mod tests {
             gather(&commits, None, &[Commit { group, ..set(1) }]);
         }
         let names = commits.gathered().waiting.names;
-        assert!(names < NAMES_BYTES_MAX + (2 << 10), "{names} bytes of names");
+        assert!(
+            names < NAMES_BYTES_MAX + (2 << 10),
+            "{names} bytes of names"
+        );
     }
 
     #[test]

@@ -22,7 +22,7 @@ use tokio::{
 use crate::{
     clock::Clock,
     metrics::Metrics,
-    raft::{Consensus, ProposeError},
+    raft::{Consensus, ProposeError, timed},
 };
 
 /// Bytes after which an entry is closed. Larger ones gain nothing (measured) and delay their
@@ -133,7 +133,7 @@ impl Proposer {
             answering: Handle::current(),
         });
         let task = Arc::clone(&proposer).run(Arc::clone(consensus), clock);
-        consensus.runtime().spawn(task);
+        consensus.runtime().spawn(timed("proposer", task));
         proposer
     }
 

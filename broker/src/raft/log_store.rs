@@ -51,7 +51,14 @@ impl LogStore {
     /// error of its log is the end.
     async fn read(&self, from: u64, to: u64, bytes_max: u64) -> Result<Vec<Entry>, io::Error> {
         loop {
-            match self.log.read(from, to, bytes_max) {
+            let read = if self.log.is_in_tail(from) {
+                self.log.read(from, to, bytes_max)
+            } else {
+                // Old entries: the disk may take its time, and their CRCs take some.
+                let log = Arc::clone(&self.log);
+                repair::blocking(move || log.read(from, to, bytes_max)).await
+            };
+            match read {
                 Err(error) if self.is_mended_soon(&error) => {
                     tracing::debug!(from, %error, "wait for a damaged entry");
                     sleep(MEND_PAUSE).await;

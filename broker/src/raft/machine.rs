@@ -17,11 +17,12 @@ use openraft::{
     storage::{EntryResponder, RaftStateMachine},
 };
 use raftmq_state::Output;
-use raftmq_store::{CommitLog, checkpoint::Checkpoint};
-use tokio::time::Instant;
+use raftmq_store::{CommitLog, LogId as StoreLogId, StoreError, checkpoint::Checkpoint};
+use tokio::{task::yield_now, time::Instant};
 
 use super::{
     log_store::{SnapshotBoundary, storage_error},
+    repair::blocking,
     types::{
         Batch, LogId, Replies, Snapshot, SnapshotMeta, StoredMembership, TypeConfig,
         decode_membership, encode_membership, log_id, store_id,
@@ -40,6 +41,10 @@ const CHECKPOINT_BYTES: u64 = 128 << 20;
 const CHECKPOINT_BYTES_MIN: u64 = 8 << 20;
 /// See [`CHECKPOINT_BYTES_MIN`].
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Commands after which the other tasks of Raft's thread get a turn while entries are applied. An
+/// entry has 4096 at most, which take some milliseconds.
+const TURN_COMMANDS: u32 = 1024;
 
 /// Index of the checkpoint that serves as the Raft snapshot; zero = none. Set by the retention
 /// before it asks Raft for a snapshot.
@@ -122,8 +127,8 @@ impl RaftMachine {
         })
     }
 
-    fn apply_normal(&mut self, id: LogId, batch: &Batch) -> Result<Replies, io::Error> {
-        self.checkpoint_before(batch.physical_offset)?;
+    async fn apply_normal(&mut self, id: LogId, batch: &Batch) -> Result<Replies, io::Error> {
+        self.checkpoint_before(batch.physical_offset).await?;
         let replies = self
             .machine
             .apply(
@@ -143,7 +148,7 @@ impl RaftMachine {
 
     /// Takes a checkpoint of the state as it is before the entry whose payload begins at
     /// `payload_physical_offset`, if one is due there.
-    fn checkpoint_before(&mut self, payload_physical_offset: u64) -> Result<(), io::Error> {
+    async fn checkpoint_before(&mut self, payload_physical_offset: u64) -> Result<(), io::Error> {
         let Some(applied) = self.applied else {
             return Ok(());
         };
@@ -157,20 +162,25 @@ impl RaftMachine {
         if !(roll && self.writer.has_room() || due && self.writer.is_idle()) {
             return Ok(());
         }
-        self.submit_checkpoint(applied, entry_physical, roll)
+        self.submit_checkpoint(applied, entry_physical, roll).await
     }
 
-    fn submit_checkpoint(
+    /// Encodes the state away from Raft's thread: a large one takes longer than an election
+    /// timeout. Nothing is applied meanwhile, so it is the state of one point of the log.
+    async fn submit_checkpoint(
         &mut self,
         applied: LogId,
         physical: u64,
         roll: bool,
     ) -> Result<(), io::Error> {
+        let machine = Arc::clone(&self.machine);
+        let taken = blocking(move || Ok((machine.state().encode(), machine.index().freeze())));
+        let (state, index) = taken.await.map_err(storage_error)?;
         let job = Job {
             id: store_id(&applied),
-            state: self.machine.state().encode(),
+            state,
             membership: membership_record(&self.membership)?,
-            index: self.machine.index().freeze(),
+            index,
             last_store_timestamp_ms: self.machine.last_store_timestamp_ms(),
             roll,
         };
@@ -179,29 +189,101 @@ impl RaftMachine {
         self.checkpoint_at = Instant::now();
         Ok(())
     }
-
-    fn load_snapshot(&self, index: u64) -> Result<Snapshot, io::Error> {
-        let checkpoint = self.checkpoints.read(index).map_err(storage_error)?;
-        snapshot_of(&checkpoint)
-    }
 }
 
-/// The Raft snapshot that `checkpoint` stands for.
-fn snapshot_of(checkpoint: &Checkpoint) -> Result<Snapshot, io::Error> {
-    let restored = checkpoint::restore(checkpoint).map_err(storage_error)?;
-    let meta = snapshot_meta(&restored)?;
+/// The Raft snapshot of the checkpoint at `index`. Read and encoded away from Raft's thread: both
+/// take as long as the state is large, and heartbeats must go on.
+async fn load_snapshot(checkpoints: &Arc<Checkpoints>, index: u64) -> Result<Snapshot, io::Error> {
+    let checkpoints = Arc::clone(checkpoints);
+    let loaded = blocking(move || {
+        let checkpoint = checkpoints.read(index)?;
+        let membership = checkpoint::membership_of(&checkpoint)?;
+        Ok((checkpoint.id, membership, checkpoint.encode()))
+    });
+    let (id, membership, bytes) = loaded.await.map_err(storage_error)?;
     Ok(Snapshot {
-        meta,
-        snapshot: checkpoint.encode(),
+        meta: meta_of(id, &membership)?,
+        snapshot: SnapshotData::from(bytes),
     })
 }
 
 /// The description of the snapshot that decoded to `restored`.
 pub(crate) fn snapshot_meta(restored: &Restored) -> Result<SnapshotMeta, io::Error> {
+    meta_of(restored.id, &restored.membership)
+}
+
+fn meta_of(id: StoreLogId, membership: &MembershipRecord) -> Result<SnapshotMeta, io::Error> {
     Ok(SnapshotMeta {
-        last_log_id: Some(log_id(restored.id)),
-        last_membership: stored_membership(&restored.membership)?,
+        last_log_id: Some(log_id(id)),
+        last_membership: stored_membership(membership)?,
     })
+}
+
+/// Reads the snapshot that came in `chunks`, away from Raft's thread.
+pub(crate) async fn receive_snapshot(chunks: Vec<Bytes>) -> Result<Snapshot, io::Error> {
+    let received = blocking(move || {
+        let bytes = Bytes::from(chunks.concat());
+        Ok((bytes.clone(), decode_snapshot(bytes)?))
+    });
+    let (bytes, decoded) = received.await.map_err(storage_error)?;
+    Ok(Snapshot {
+        meta: snapshot_meta(&decoded.restored)?,
+        snapshot: SnapshotData {
+            bytes,
+            decoded: Some(Box::new(decoded)),
+        },
+    })
+}
+
+fn decode_snapshot(bytes: Bytes) -> Result<Decoded, StoreError> {
+    let checkpoint = Checkpoint::decode(bytes)?;
+    let restored = checkpoint::restore(&checkpoint)?;
+    Ok(Decoded {
+        checkpoint,
+        restored,
+    })
+}
+
+/// Puts a decoded snapshot in the place of everything and stores it.
+fn install(
+    machine: &Machine,
+    checkpoints: &Checkpoints,
+    decoded: Decoded,
+) -> Result<(), StoreError> {
+    let Decoded {
+        checkpoint,
+        restored,
+    } = decoded;
+    machine.restore(restored.state, restored.last_store_timestamp_ms);
+    let index_now = machine.index().freeze();
+    let manifest = machine.index().write_frozen(&index_now)?;
+    let manifest = manifest.expect("nothing is applied, frozen or cleared meanwhile");
+    checkpoints.install(checkpoint, manifest)
+}
+
+/// A snapshot as Raft passes it on. One that came from a peer was read already, to know what it
+/// is of: it is not read again to be installed.
+#[derive(Debug)]
+pub(crate) struct SnapshotData {
+    /// The encoded checkpoint.
+    pub bytes: Bytes,
+    pub decoded: Option<Box<Decoded>>,
+}
+
+impl From<Bytes> for SnapshotData {
+    fn from(bytes: Bytes) -> Self {
+        Self {
+            bytes,
+            decoded: None,
+        }
+    }
+}
+
+/// A checkpoint and everything it says.
+#[derive(Debug)]
+pub(crate) struct Decoded {
+    pub checkpoint: Checkpoint,
+    pub restored: Restored,
 }
 
 /// Turns the chosen checkpoint into a snapshot.
@@ -212,16 +294,15 @@ pub(crate) struct SnapshotBuilder {
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
-    type SnapshotData = Bytes;
+    type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        let checkpoint = self.checkpoints.read(self.index).map_err(storage_error)?;
-        snapshot_of(&checkpoint)
+        load_snapshot(&self.checkpoints, self.index).await
     }
 }
 
 impl RaftStateMachine<TypeConfig> for RaftMachine {
-    type SnapshotData = Bytes;
+    type SnapshotData = SnapshotData;
     type SnapshotBuilder = SnapshotBuilder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
@@ -232,11 +313,15 @@ impl RaftStateMachine<TypeConfig> for RaftMachine {
     where
         S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
     {
+        let mut applied_commands = 0;
         while let Some(next) = entries.next().await {
             let (entry, responder) = next?;
             let replies = match &entry.payload {
                 EntryPayload::Blank => self.skip(entry.log_id)?,
-                EntryPayload::Normal(batch) => self.apply_normal(entry.log_id, batch)?,
+                EntryPayload::Normal(batch) => {
+                    applied_commands += batch.count;
+                    self.apply_normal(entry.log_id, batch).await?
+                }
                 EntryPayload::Membership(membership) => {
                     self.membership = StoredMembership::new(Some(entry.log_id), membership.clone());
                     self.skip(entry.log_id)?
@@ -245,6 +330,12 @@ impl RaftStateMachine<TypeConfig> for RaftMachine {
             self.applied = Some(entry.log_id);
             if let Some(responder) = responder {
                 responder.send(replies);
+            }
+            // Entries in memory are there at once: a node that catches up would apply thousands of
+            // them in one go.
+            if applied_commands >= TURN_COMMANDS {
+                applied_commands = 0;
+                yield_now().await;
             }
         }
         Ok(())
@@ -271,25 +362,24 @@ impl RaftStateMachine<TypeConfig> for RaftMachine {
     async fn install_snapshot(
         &mut self,
         meta: &SnapshotMeta,
-        snapshot: Bytes,
+        snapshot: SnapshotData,
     ) -> Result<(), io::Error> {
-        let checkpoint = Checkpoint::decode(snapshot).map_err(storage_error)?;
-        let restored = checkpoint::restore(&checkpoint).map_err(storage_error)?;
-        let index = restored.id.index;
-        let physical = restored.position.end_physical;
+        let decoded = match snapshot.decoded {
+            Some(decoded) => *decoded,
+            None => blocking(move || decode_snapshot(snapshot.bytes))
+                .await
+                .map_err(storage_error)?,
+        };
+        let index = decoded.restored.id.index;
+        let physical = decoded.restored.position.end_physical;
         *self
             .boundary
             .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(restored.position);
-        self.machine
-            .restore(restored.state, restored.last_store_timestamp_ms);
-        let index_now = self.machine.index().freeze();
-        let manifest = self.machine.index().write_frozen(&index_now);
-        let manifest = manifest.map_err(storage_error)?;
-        let manifest = manifest.expect("only this task freezes or clears the index");
-        self.checkpoints
-            .install(checkpoint, manifest)
-            .map_err(storage_error)?;
+            .unwrap_or_else(std::sync::PoisonError::into_inner) =
+            Some(decoded.restored.position.clone());
+        let (machine, checkpoints) = (Arc::clone(&self.machine), Arc::clone(&self.checkpoints));
+        let installed = blocking(move || install(&machine, &checkpoints, decoded));
+        installed.await.map_err(storage_error)?;
         self.snapshot_target.store(index, Ordering::SeqCst);
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
@@ -302,7 +392,7 @@ impl RaftStateMachine<TypeConfig> for RaftMachine {
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
         match self.snapshot_target.load(Ordering::SeqCst) {
             0 => Ok(None),
-            index => self.load_snapshot(index).map(Some),
+            index => load_snapshot(&self.checkpoints, index).await.map(Some),
         }
     }
 }

@@ -49,7 +49,6 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-pub(crate) use self::repair::{Asked, RepairPeers, blocking};
 use self::{
     confirm::Confirmer,
     forward::Forwarder,
@@ -58,6 +57,7 @@ use self::{
     machine::RaftMachine,
     peer::Local,
     pulse::Pulse,
+    runtime::observe_polls,
     server::RaftServer,
     start::{raft_config, raft_machine, serve_peers, start_raft, start_runtime},
     transport::Transport,
@@ -67,6 +67,10 @@ pub use self::{
     forward::ForwardError,
     server::{ForwardHandler, ForwardOutcome},
     watch_role::Role,
+};
+pub(crate) use self::{
+    repair::{Asked, RepairPeers, blocking},
+    runtime::timed,
 };
 use crate::{
     checkpoint::{Checkpoints, MembershipRecord},
@@ -200,6 +204,7 @@ impl Consensus {
     /// inconsistent.
     pub async fn start(parts: ConsensusParts) -> Result<Arc<Self>, io::Error> {
         let (runtime, stop) = start_runtime()?;
+        observe_polls(&runtime, &parts.metrics.raft.long_poll_seconds);
         let may_lead = may_lead(&parts) && !parts.machine.log().is_guarded();
         let config = raft_config(&parts.cluster, &parts.raft, may_lead)?;
         let local = Local::new(

@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, future::BoxFuture, stream};
 use openraft::{EntryPayload, Raft, raft::AppendEntriesRequest};
 use raftmq_remoting::RemotingCommand;
-use raftmq_store::{CommitLog, checkpoint::Checkpoint};
+use raftmq_store::CommitLog;
 use tokio::{
     sync::{Semaphore, mpsc},
     task::JoinSet,
@@ -16,16 +16,16 @@ use tokio::{
 use super::{
     guard::{self, VoteGuard},
     log_store::SnapshotBoundary,
-    machine::RaftMachine,
+    machine::{RaftMachine, receive_snapshot},
     members,
     peer::{self, Local, PeerConnection, PeerReader},
     pulse::Pulse,
     repair::serve_ranges,
-    types::{Snapshot, SnapshotMeta, TypeConfig},
+    runtime::timed,
+    types::TypeConfig,
     wire::{self, Channel, Hello, Kind},
 };
 use crate::{
-    checkpoint,
     config::GroupFormation,
     disk_guard::{RoomLimits, room},
     metrics::Metrics,
@@ -111,13 +111,14 @@ impl RaftServer {
             };
             let open = self.metrics.connections.accepted(LISTENER);
             let server = Arc::clone(&self);
-            tasks.spawn(async move {
+            let serve = async move {
                 let peer = accepted.peer;
                 if let Err(error) = server.connection(accepted).await {
                     tracing::debug!(%peer, %error, "peer connection ends");
                 }
                 drop((permit, open));
-            });
+            };
+            tasks.spawn(timed("peer", serve));
         }
     }
 
@@ -286,23 +287,21 @@ impl RaftServer {
         if length > SNAPSHOT_BYTES_MAX {
             return Err(wire::malformed("oversized snapshot"));
         }
-        let mut data = BytesMut::new();
-        while (data.len() as u64) < length {
-            data.extend_from_slice(&reader.expect(Kind::SnapshotChunk).await?);
+        let (mut chunks, mut bytes) = (Vec::new(), 0);
+        while bytes < length {
+            let chunk = reader.expect(Kind::SnapshotChunk).await?;
+            bytes += chunk.len() as u64;
+            chunks.push(chunk);
         }
-        let data = data.freeze();
-        let checkpoint = Checkpoint::decode(data.clone()).map_err(io::Error::other)?;
-        let restored = checkpoint::restore(&checkpoint).map_err(io::Error::other)?;
-        let meta: SnapshotMeta = super::machine::snapshot_meta(&restored)?;
+        let snapshot = receive_snapshot(chunks).await?;
         // Raft may purge the log before the state machine has installed the snapshot.
-        *self
-            .boundary
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) = Some(restored.position);
-        let snapshot = Snapshot {
-            meta,
-            snapshot: data,
-        };
+        if let Some(decoded) = &snapshot.snapshot.decoded {
+            *self
+                .boundary
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner) =
+                Some(decoded.restored.position.clone());
+        }
         let response = self
             .raft
             .install_full_snapshot(vote, snapshot)

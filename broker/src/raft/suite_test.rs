@@ -24,7 +24,6 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures::Stream;
 use openraft::{
     LogState, OptionalSend, StorageError,
@@ -43,7 +42,10 @@ use raftmq_tests::sim::{
 
 use super::{
     log_store::{LogStore, SnapshotBoundary, storage_error},
-    machine::{RaftMachine, RaftMachineParts, SnapshotBuilder, SnapshotTarget, membership_record},
+    machine::{
+        RaftMachine, RaftMachineParts, SnapshotBuilder, SnapshotData, SnapshotTarget,
+        membership_record,
+    },
     types::{Entry, LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig, Vote, store_id},
 };
 use crate::{
@@ -327,7 +329,7 @@ impl SuiteMachine {
 }
 
 impl RaftStateMachine<TypeConfig> for SuiteMachine {
-    type SnapshotData = Bytes;
+    type SnapshotData = SnapshotData;
     type SnapshotBuilder = SnapshotBuilder;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
@@ -358,7 +360,7 @@ impl RaftStateMachine<TypeConfig> for SuiteMachine {
     async fn install_snapshot(
         &mut self,
         meta: &SnapshotMeta,
-        snapshot: Bytes,
+        snapshot: SnapshotData,
     ) -> Result<(), io::Error> {
         self.machine.install_snapshot(meta, snapshot).await
     }

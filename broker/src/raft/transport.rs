@@ -28,6 +28,7 @@ use openraft::{
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
+    machine::SnapshotData,
     peer::{self, Local, PeerConnection, PeerReader, PeerWriter},
     types::{PeerNode, Snapshot, TypeConfig, Vote},
     wire::{self, Channel, Kind},
@@ -175,7 +176,7 @@ impl PeerClient {
 }
 
 impl RaftNetworkV2<TypeConfig> for PeerClient {
-    type SnapshotData = Bytes;
+    type SnapshotData = SnapshotData;
 
     async fn append_entries(
         &mut self,
@@ -252,7 +253,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let work = self.send_snapshot(vote, snapshot.snapshot);
+        let work = self.send_snapshot(vote, snapshot.snapshot.bytes);
         tokio::select! {
             biased;
             closed = cancel => Err(StreamingError::Closed(closed)),

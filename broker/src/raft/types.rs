@@ -18,7 +18,7 @@ use raftmq_state::Reply;
 use raftmq_store::{EntryKind, LogId as StoreLogId, NewEntry, StoredEntry};
 use serde::{Deserialize, Serialize};
 
-use super::runtime::RaftRuntime;
+use super::{machine::SnapshotData, runtime::RaftRuntime};
 
 /// What one Raft entry carries: the encoded commands of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,7 +122,7 @@ pub(crate) type SnapshotMeta =
     openraft::storage::SnapshotMeta<CommittedLeaderId<u64>, u64, PeerNode>;
 /// A snapshot: the encoded checkpoint.
 pub(crate) type Snapshot =
-    openraft::storage::Snapshot<CommittedLeaderId<u64>, u64, PeerNode, Bytes>;
+    openraft::storage::Snapshot<CommittedLeaderId<u64>, u64, PeerNode, SnapshotData>;
 
 /// Log id of openraft from one of the store.
 pub(crate) fn log_id(id: StoreLogId) -> LogId {
