@@ -40,6 +40,14 @@ pub enum BatchError {
         /// Which message, from 0.
         number: usize,
     },
+    /// The properties of a message are longer than [`PROPERTIES_BYTES_MAX`].
+    #[error(
+        "the properties of message {number} of the batch are longer than {PROPERTIES_BYTES_MAX} bytes"
+    )]
+    PropertiesTooLong {
+        /// Which message, from 0.
+        number: usize,
+    },
     /// More than [`BATCH_MESSAGES_MAX`] messages.
     #[error("the batch has more than {BATCH_MESSAGES_MAX} messages")]
     TooMany,
@@ -99,6 +107,10 @@ impl BatchItems {
         }
         let body = item.split_to(body_length);
         let length = item.try_get_u16().ok().map(usize::from);
+        // As long as those of a message sent alone: whoever works on them counts on it.
+        if length.is_some_and(|length| length > PROPERTIES_BYTES_MAX) {
+            return Err(BatchError::PropertiesTooLong { number });
+        }
         let properties = length.and_then(|length| item.get(..length));
         let properties = properties.ok_or(truncated("properties"))?;
         let properties = std::str::from_utf8(properties);
@@ -186,6 +198,23 @@ mod tests {
         .unwrap();
         let read: Vec<_> = items(&encoded.freeze()).map(Result::unwrap).collect();
         assert_eq!(read, [item.clone(), BatchItem { flag: -3, ..item }]);
+    }
+
+    #[test]
+    fn properties_above_their_limit_are_an_error() {
+        for (length, is_read) in [
+            (PROPERTIES_BYTES_MAX, true),
+            (PROPERTIES_BYTES_MAX + 1, false),
+        ] {
+            let mut bytes = BytesMut::new();
+            bytes.put_u32(u32::try_from(ITEM_BYTES_MIN + length).unwrap());
+            bytes.put_bytes(0, 16);
+            bytes.put_u16(u16::try_from(length).unwrap());
+            bytes.put_bytes(b'a', length);
+            let read: Vec<_> = items(&bytes.freeze()).collect();
+            assert_eq!(read.len(), 1);
+            assert_eq!(read[0].is_ok(), is_read, "{length}");
+        }
     }
 
     #[test]
