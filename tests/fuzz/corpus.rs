@@ -108,6 +108,12 @@ fn commands() -> Vec<EncodedCommand> {
     };
     let queues = vec![("topic".to_owned(), 1)];
     let own = [
+        Command::ChangeTopic {
+            config: topic.clone(),
+        },
+        Command::ChangeGroup {
+            config: group.clone(),
+        },
         Command::PutTopic {
             config: topic,
             only_if_absent: true,

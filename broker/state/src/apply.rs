@@ -85,7 +85,11 @@ impl State {
                     append_batch(&mut self.topics, &entry, &records, &mut out.appended)?
                 }
                 Tag::Deliver => self.deliver(&entry, DeliverBody::read(raw.body)?, out)?,
-                Tag::PutTopic | Tag::PutGroup | Tag::PutKv
+                Tag::PutTopic
+                | Tag::PutGroup
+                | Tag::ChangeTopic
+                | Tag::ChangeGroup
+                | Tag::PutKv
                     if raw.body.len() > METADATA_COMMAND_BYTES_MAX =>
                 {
                     Err(Reject::LimitReached)
@@ -93,6 +97,8 @@ impl State {
                 Tag::PutTopic
                 | Tag::DeleteTopic
                 | Tag::PutGroup
+                | Tag::ChangeTopic
+                | Tag::ChangeGroup
                 | Tag::DeleteGroup
                 | Tag::CommitOffsets
                 | Tag::LockQueues
@@ -147,9 +153,19 @@ impl State {
             Command::PutTopic {
                 config,
                 only_if_absent,
-            } => self
-                .topics
-                .put(config, only_if_absent, now_ms)
+            } => {
+                let topic = config.topic_name.clone();
+                let put = self.topics.put(config, only_if_absent, now_ms);
+                put.map(|changed| self.note_topic(topic, changed, out))
+            }
+            Command::ChangeTopic { config } => {
+                let topic = config.topic_name.clone();
+                let put = self.topics.change(config, now_ms);
+                put.map(|changed| self.note_topic(topic, changed, out))
+            }
+            Command::ChangeGroup { config } => self
+                .groups
+                .change(config, now_ms)
                 .map(|changed| out.metadata_changed |= changed),
             Command::PutGroup {
                 config,
@@ -211,10 +227,18 @@ impl State {
         };
         out.removed_queues
             .extend(removed.queues.iter().map(|queue| queue.number));
-        out.metadata_changed = true;
+        self.note_topic(topic.to_owned(), true, out);
         // O1, L2: a topic of the same name created later starts without a past.
         self.offsets.remove_topic(topic);
         self.locks.remove_topic(topic);
+    }
+
+    fn note_topic(&self, topic: String, changed: bool, out: &mut Output) {
+        if changed {
+            out.metadata_changed = true;
+            out.topics_changed
+                .push((self.topics.version.counter, topic));
+        }
     }
 
     /// Commits come from many clients in one command, so a bad one is left out and the others

@@ -16,6 +16,8 @@
 //!  10  Deliver        level u32 | expected u64 | next u64 | count u32 | (as in AppendBatch)*
 //!  11  PutKv          namespace | key | value
 //!  12  DeleteKv       namespace | key
+//!  13  ChangeTopic    TopicConfig as JSON, attributes as changes
+//!  14  ChangeGroup    SubscriptionGroupConfig as JSON, attributes as changes
 //! ```
 //! Text is `length u32 | UTF-8`. A tag is never given a second meaning.
 
@@ -23,10 +25,10 @@ use bytes::{BufMut, Bytes, BytesMut};
 use raftmq_remoting::body::{SubscriptionGroupConfig, TopicConfig};
 use raftmq_remoting::message::{MessageError, MessageRecord};
 
-use crate::codec::{DecodeError, Reader, config_json, put_text};
+use crate::codec::{DecodeError, Reader, config_json, put_text, read_config};
 use crate::command_body::{
-    DeliverBody, Records, put_commits, put_config, put_queues, put_records, put_texts, read_append,
-    read_commits, read_delete_group, read_put, read_queues, read_texts, records_bytes,
+    DeliverBody, Records, put_change, put_commits, put_config, put_queues, put_records, put_texts,
+    read_append, read_commits, read_delete_group, read_put, read_queues, read_texts, records_bytes,
 };
 
 /// Length of tag, padding and body length. Unit: bytes.
@@ -72,6 +74,17 @@ pub enum Command {
         group: String,
         /// Delete its consumer offsets too.
         clean_offset: bool,
+    },
+    /// Creates or reconfigures a topic, see [`crate::changed_attributes`]. Two changes at a time
+    /// both count, since each meets the attributes that are there when it is applied.
+    ChangeTopic {
+        /// The new configuration; its attributes are changes of the present ones.
+        config: TopicConfig,
+    },
+    /// Creates or reconfigures a subscription group, likewise.
+    ChangeGroup {
+        /// The new configuration; its attributes are changes of the present ones.
+        config: SubscriptionGroupConfig,
     },
     /// Commits consumer offsets, of many groups at once.
     CommitOffsets {
@@ -229,6 +242,8 @@ impl Command {
                 config,
                 only_if_absent,
             } => put_config(Tag::PutGroup, *only_if_absent, &config_json(config)),
+            Self::ChangeTopic { config } => put_change(Tag::ChangeTopic, &config_json(config)),
+            Self::ChangeGroup { config } => put_change(Tag::ChangeGroup, &config_json(config)),
             Self::DeleteTopic { topic } => put_texts(Tag::DeleteTopic, &[topic]),
             Self::DeleteGroup {
                 group,
@@ -305,6 +320,8 @@ impl Command {
                 config,
                 only_if_absent,
             }),
+            Tag::ChangeTopic => read_config(body).map(|config| Self::ChangeTopic { config }),
+            Tag::ChangeGroup => read_config(body).map(|config| Self::ChangeGroup { config }),
             Tag::DeleteTopic => read_texts(body).map(|[topic]| Self::DeleteTopic { topic }),
             Tag::DeleteGroup => {
                 read_delete_group(body).map(|(group, clean_offset)| Self::DeleteGroup {
@@ -359,6 +376,8 @@ pub(crate) enum Tag {
     Deliver = 10,
     PutKv = 11,
     DeleteKv = 12,
+    ChangeTopic = 13,
+    ChangeGroup = 14,
 }
 
 impl TryFrom<u8> for Tag {
@@ -379,6 +398,8 @@ impl TryFrom<u8> for Tag {
             10 => Self::Deliver,
             11 => Self::PutKv,
             12 => Self::DeleteKv,
+            13 => Self::ChangeTopic,
+            14 => Self::ChangeGroup,
             _ => return Err(DecodeError::UnknownTag { tag }),
         })
     }

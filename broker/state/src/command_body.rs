@@ -105,6 +105,10 @@ pub(crate) fn put_config(tag: Tag, only_if_absent: bool, json: &[u8]) -> Encoded
     })
 }
 
+pub(crate) fn put_change(tag: Tag, json: &[u8]) -> EncodedCommand {
+    EncodedCommand::build(tag, json.len(), |out| out.put_slice(json))
+}
+
 pub(crate) fn read_put<T: serde::de::DeserializeOwned>(
     body: &[u8],
 ) -> Result<(T, bool), DecodeError> {

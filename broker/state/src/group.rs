@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use raftmq_remoting::body::SubscriptionGroupConfig;
 
+use crate::attributes::changed_attributes;
 use crate::invariant::{InvariantId, Violation};
 use crate::limits::GROUPS_MAX;
 use crate::output::Reject;
@@ -37,6 +38,18 @@ impl GroupTable {
         self.groups.insert(config.group_name.clone(), config);
         self.version.advance(now_ms);
         Ok(true)
+    }
+
+    /// As [`Self::put`]; the attributes of `config` are changes of the present ones.
+    pub(crate) fn change(
+        &mut self,
+        mut config: SubscriptionGroupConfig,
+        now_ms: u64,
+    ) -> Result<bool, Reject> {
+        let present = self.groups.get(&config.group_name);
+        let present = present.map(|group| &group.attributes);
+        config.attributes = changed_attributes(present, config.attributes)?;
+        self.put(config, false, now_ms)
     }
 
     /// Removes a group. Returns whether it was there.

@@ -13,6 +13,7 @@
 //! give equal states on every replica (invariant S1). `invariant` lists what always holds.
 
 mod apply;
+mod attributes;
 mod checkpoint;
 mod codec;
 mod command;
@@ -31,8 +32,11 @@ mod topic;
 #[cfg(test)]
 mod tests;
 
+use std::ops::Bound;
+
 use raftmq_remoting::body::SubscriptionGroupConfig;
 
+pub use crate::attributes::changed_attributes;
 pub use crate::codec::DecodeError;
 pub use crate::command::{Command, CommitMode, EncodedCommand, OffsetCommit};
 pub use crate::invariant::{InvariantId, Violation};
@@ -82,6 +86,13 @@ impl State {
         self.topics.topics.values()
     }
 
+    /// Every topic behind this name, sorted by name. The empty name is before all of them.
+    pub fn topics_after(&self, topic: &str) -> impl Iterator<Item = &Topic> {
+        let behind = (Bound::Excluded(topic), Bound::Unbounded);
+        let topics = self.topics.topics.range::<str, _>(behind);
+        topics.map(|(_, topic)| topic)
+    }
+
     /// Version of the topic table.
     pub fn topic_version(&self) -> DataVersion {
         self.topics.version
@@ -129,6 +140,13 @@ impl State {
     /// The orderly lock of a queue, which may be expired at the caller's time.
     pub fn lock_owner(&self, group: &str, topic: &str, queue_id: u32) -> Option<&QueueLock> {
         self.locks.get(group, topic, queue_id)
+    }
+
+    /// When the lock that was asked for last was asked for. Unit: ms since 1970; `None`: no queue
+    /// is locked. Linear in the number of locks.
+    pub fn newest_lock_ms(&self) -> Option<u64> {
+        let times = self.locks.iter().map(|(_, _, _, lock)| lock.locked_at_ms);
+        times.max()
     }
 
     /// Progress of a delay level, 0 before its first delivery.

@@ -25,6 +25,10 @@ pub const NAME_BYTES_MAX: usize = 255;
 /// configuration are a few KiB; the whole of them is rewritten in each checkpoint.
 pub const METADATA_COMMAND_BYTES_MAX: usize = 256 * 1024;
 
+/// Longest attributes that the changes of one topic or group may add up to, names and values
+/// together. Unit: bytes. As much as one command could carry.
+pub const ATTRIBUTES_BYTES_MAX: usize = METADATA_COMMAND_BYTES_MAX;
+
 /// Most consumer offsets. Unit: (group, topic, queue_id) triples. Forty groups on each of the
 /// 100,000 queues; about 50 bytes each in memory and in a checkpoint.
 pub const CONSUMER_OFFSETS_MAX: usize = 1 << 22;

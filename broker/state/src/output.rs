@@ -90,8 +90,11 @@ pub struct Output {
     pub appended: Vec<Appended>,
     /// Numbers of queues whose topic was deleted.
     pub removed_queues: Vec<u32>,
-    /// Topics or groups changed: the broker registers again at the name servers.
+    /// Topics or groups changed.
     pub metadata_changed: bool,
+    /// Each topic that was created, changed or deleted, with the counter of the topic table after
+    /// it. The broker tells the name servers.
+    pub topics_changed: Vec<(u64, String)>,
     /// Scheduled messages that were dropped at delivery: their topic or queue is gone.
     pub undeliverable: u32,
 }
@@ -103,6 +106,7 @@ impl Output {
         self.appended.clear();
         self.removed_queues.clear();
         self.metadata_changed = false;
+        self.topics_changed.clear();
         self.undeliverable = 0;
     }
 }

@@ -161,7 +161,9 @@ fn stamp_records(command: &mut [u8], store_timestamp_ms: u64) -> Option<()> {
         | Tag::LockQueues
         | Tag::UnlockQueues
         | Tag::PutKv
-        | Tag::DeleteKv => return Some(()),
+        | Tag::DeleteKv
+        | Tag::ChangeTopic
+        | Tag::ChangeGroup => return Some(()),
     };
     let mut list = command.get_mut(list_position + 4..)?;
     while !list.is_empty() {

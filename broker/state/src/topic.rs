@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use raftmq_remoting::body::TopicConfig;
 
+use crate::attributes::changed_attributes;
 use crate::invariant::{InvariantId, Violation};
 use crate::limits::{
     NAME_BYTES_MAX, QUEUE_OFFSET_MAX, QUEUES_MAX, QUEUES_PER_TOPIC_MAX, TOPICS_MAX,
@@ -146,6 +147,14 @@ impl TopicTable {
         self.queue_count += added;
         self.version.advance(now_ms);
         Ok(true)
+    }
+
+    /// As [`Self::put`]; the attributes of `config` are changes of the present ones.
+    pub(crate) fn change(&mut self, mut config: TopicConfig, now_ms: u64) -> Result<bool, Reject> {
+        let present = self.topics.get(&config.topic_name);
+        let present = present.map(|topic| &topic.config.attributes);
+        config.attributes = changed_attributes(present, config.attributes)?;
+        self.put(config, false, now_ms)
     }
 
     /// Removes a topic. Its queue numbers are never handed out again (invariant Q3).

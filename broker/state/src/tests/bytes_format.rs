@@ -104,6 +104,13 @@ fn configurations_are_kept_as_rocketmq_json() {
     let json: serde_json::Value =
         serde_json::from_slice(&put_group("g").encode().as_bytes()[9..]).unwrap();
     assert_eq!(json["groupName"], "g");
+    let changes = [change_topic("T", &[("+a", "1")]), change_group("g", &[])];
+    for (change, tag) in changes.iter().zip([13, 14]) {
+        let encoded = change.encode();
+        assert_eq!(encoded.as_bytes()[..1], [tag]);
+        let json: serde_json::Value = serde_json::from_slice(&encoded.as_bytes()[8..]).unwrap();
+        assert!(json["topicName"] == "T" || json["groupName"] == "g");
+    }
 }
 
 #[test]
@@ -183,7 +190,7 @@ fn unknown_versions_and_tags_are_refused() {
     assert_eq!(with(0, 2), DecodeError::UnknownVersion { version: 2 });
     assert_eq!(with(1, 1), DecodeError::UnknownVersion { version: 1 });
     assert_eq!(with(16, 0), DecodeError::UnknownTag { tag: 0 });
-    assert_eq!(with(16, 13), DecodeError::UnknownTag { tag: 13 });
+    assert_eq!(with(16, 15), DecodeError::UnknownTag { tag: 15 });
     assert_eq!(
         with(18, 1),
         DecodeError::IllegalValue {

@@ -48,6 +48,45 @@ fn put_topic_that_changes_nothing_keeps_the_version() {
     assert_eq!((version.counter, version.timestamp_ms), (3, 10));
 }
 
+#[test]
+fn changes_of_attributes_that_cross_each_other_both_count() {
+    let mut replica = Replica::with_topics();
+    replica.apply(2, &[change_topic("T", &[("+a", "1"), ("+b", "1")])]);
+    // Two clients that have both seen the attributes as they are now.
+    let out = replica.apply(
+        3,
+        &[
+            change_topic("T", &[("+a", "2"), ("-b", "")]),
+            change_topic("T", &[("+c", "3"), ("d", "4")]),
+        ],
+    );
+    assert_eq!(out.replies, [Reply::Done, Reply::Done]);
+    let attributes = &replica.state.topic("T").unwrap().config.attributes;
+    assert_eq!(*attributes, texts(&[("a", "2"), ("c", "3"), ("d", "4")]));
+    let changed = [(4, "T".to_owned()), (5, "T".to_owned())];
+    assert_eq!(out.topics_changed, changed);
+    let again = replica.apply(4, &[change_topic("T", &[("+a", "2"), ("-x", "")])]);
+    assert!(!again.metadata_changed && again.topics_changed.is_empty());
+
+    replica.apply(5, &[change_group("g", &[("+a", "1")])]);
+    replica.apply(6, &[change_group("g", &[("+b", "2")])]);
+    let attributes = &replica.state.group("g").unwrap().attributes;
+    assert_eq!(*attributes, texts(&[("a", "1"), ("b", "2")]));
+}
+
+/// Q4.
+#[test]
+fn attributes_cannot_be_piled_up_without_end() {
+    let mut replica = Replica::with_topics();
+    let half = "v".repeat(crate::limits::ATTRIBUTES_BYTES_MAX / 2);
+    replica.apply(2, &[change_group("g", &[("+a", &half)])]);
+    let out = replica.apply(3, &[change_group("g", &[("+b", &half)])]);
+    let reason = Reject::LimitReached;
+    assert_eq!(out.replies, [Reply::Rejected { reason }]);
+    let attributes = &replica.state.group("g").unwrap().attributes;
+    assert!(attributes.contains_key("a") && !attributes.contains_key("b"));
+}
+
 /// Q4.
 #[test]
 fn topic_beyond_the_limits_is_rejected() {

@@ -7,6 +7,8 @@ mod metadata;
 mod model;
 mod transcript;
 
+use std::collections::BTreeMap;
+
 use bytes::{Bytes, BytesMut};
 use proptest::test_runner::{Config, RngSeed};
 use raftmq_remoting::body::{SubscriptionGroupConfig, TopicConfig};
@@ -116,6 +118,23 @@ fn put_group(group: &str) -> Command {
     }
 }
 
+fn change_topic(topic: &str, attributes: &[(&str, &str)]) -> Command {
+    let mut config = topic_config(topic, 2, 3);
+    config.attributes = texts(attributes);
+    Command::ChangeTopic { config }
+}
+
+fn change_group(group: &str, attributes: &[(&str, &str)]) -> Command {
+    let mut config = group_config(group);
+    config.attributes = texts(attributes);
+    Command::ChangeGroup { config }
+}
+
+fn texts(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    let owned = |(name, text): &(&str, &str)| ((*name).to_owned(), (*text).to_owned());
+    pairs.iter().map(owned).collect()
+}
+
 fn group_config(group: &str) -> SubscriptionGroupConfig {
     SubscriptionGroupConfig {
         group_name: group.to_owned(),
@@ -205,6 +224,8 @@ fn one_of_each() -> Vec<Command> {
             clean_offset: true,
         },
         delete_topic("other"),
+        change_topic("T", &[("+a", "1"), ("-b", "")]),
+        change_group("g", &[("+a", "1")]),
     ]
 }
 
