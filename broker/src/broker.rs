@@ -11,12 +11,13 @@ use std::{
     sync::{Arc, OnceLock, atomic::AtomicUsize},
 };
 
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 
 use crate::{
     clock::Clock, cold_read::ColdReads, config::BrokerConfig, disk_guard::DiskGuard,
-    long_poll::LongPoll, machine::Machine, metrics::Metrics, offset_commits::OffsetCommits,
-    proposer::Proposer, raft::Consensus, session::Sessions, stats::Stats,
+    handler::LockTime, long_poll::LongPoll, machine::Machine, metrics::Metrics,
+    offset_commits::OffsetCommits, proposer::Proposer, raft::Consensus, session::Sessions,
+    stats::Stats,
 };
 
 /// Shared by all handlers of one broker process.
@@ -43,6 +44,10 @@ pub struct Broker {
     pub stats: Stats,
     /// Start of this process. Unit: ms since 1970.
     pub boot_timestamp_ms: u64,
+    /// The same by a clock that nobody sets: what is measured from here has no steps.
+    started: Instant,
+    /// Time in which orderly locks grow old.
+    pub(crate) lock_time: LockTime,
     /// Bytes of requests that wait for a leader; bounded in `server/dispatch.rs`.
     pub(crate) held_bytes: AtomicUsize,
     /// Reads that leave the workers.
@@ -72,7 +77,9 @@ impl Broker {
     pub(crate) fn new(parts: BrokerParts) -> Arc<Self> {
         Arc::new(Self {
             boot_timestamp_ms: parts.clock.now_ms(),
-            stats: Stats::new(parts.clock.now_ms()),
+            started: Instant::now(),
+            lock_time: LockTime::default(),
+            stats: Stats::new(0),
             disk: DiskGuard::new(&parts.config),
             clean_asked: Notify::new(),
             config: parts.config,
@@ -88,6 +95,12 @@ impl Broker {
             consensus: OnceLock::new(),
             proposer: OnceLock::new(),
         })
+    }
+
+    /// Time since this process was started. Unit: ms.
+    #[must_use]
+    pub fn uptime_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Connects the broker to its started group. Called once.

@@ -35,23 +35,3 @@ impl Clock for SystemClock {
         u64::try_from(seconds.rem_euclid(day)).unwrap_or(0) * 1000
     }
 }
-
-#[cfg(test)]
-pub(crate) mod manual {
-    //! A clock that tests set.
-    use std::sync::atomic::{AtomicU64, Ordering};
-
-    /// Stands still until it is set.
-    #[derive(Debug, Default)]
-    pub(crate) struct ManualClock(pub(crate) AtomicU64);
-
-    impl super::Clock for ManualClock {
-        fn now_ms(&self) -> u64 {
-            self.0.load(Ordering::Relaxed)
-        }
-
-        fn local_offset_ms(&self) -> u64 {
-            0
-        }
-    }
-}

@@ -56,14 +56,31 @@ pub const NAMESRV_ADDRESSES_PER_BROKER_MAX: usize = 64;
 /// about 16 MiB uncompressed, the largest frame.
 pub const NAMESRV_TOPICS_PER_BROKER_MAX: usize = 200_000;
 
+/// Rows (topic, broker name) that one name server holds: a hundred brokers with ten thousand topics
+/// each. A row takes some 200 bytes. A registration beyond it is refused with SYSTEM_ERROR.
+pub const NAMESRV_TOPIC_ROWS_MAX: usize = 1_000_000;
+
+/// Longest name of a cluster, broker or topic, and longest address, in a registration. Unit: bytes.
+/// Source: topics have at most 127 and a prefix; host names at most 253 and a port.
+pub const NAMESRV_NAME_BYTES_MAX: usize = 260;
+
 /// Bytes a compressed registration may inflate to; keeps a small body from filling the memory.
 pub const NAMESRV_REGISTER_INFLATED_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// Keys the key-value configuration holds in all namespaces together.
+/// Keys the key-value configuration holds in all namespaces together: one for each globally ordered
+/// topic.
 pub const NAMESRV_KV_KEYS_MAX: usize = 100_000;
 
-/// Longest namespace, key or value of the key-value configuration. Unit: bytes.
-pub const NAMESRV_KV_BYTES_MAX: usize = 64 * 1024;
+/// Longest namespace or key of the key-value configuration. Unit: bytes.
+pub const NAMESRV_KV_NAME_BYTES_MAX: usize = 1024;
+
+/// Longest value of the key-value configuration: the queues of a topic on a thousand brokers.
+/// Unit: bytes.
+pub const NAMESRV_KV_VALUE_BYTES_MAX: usize = 64 * 1024;
+
+/// Namespaces, keys and values of the key-value configuration together. Unit: bytes. Every change
+/// writes all of them, and anybody may ask for all of them at any time.
+pub const NAMESRV_KV_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// Longest wait for the answer of a name server to a registration. Source: RocketMQ's
 /// `registerBrokerTimeoutMills`, 24 s; ours is shorter because the next try is cheap.
@@ -72,8 +89,26 @@ pub const NAMESRV_REGISTER_TIMEOUT: Duration = Duration::from_secs(6);
 /// Wait before a failed registration is tried again.
 pub const NAMESRV_REGISTER_RETRY: Duration = Duration::from_secs(1);
 
-/// Longest wait for the answer to an unregistration; it is part of the stop of the process.
+/// Longest time for taking a broker out of a name server, and for the answer to an unregistration;
+/// it is part of the stop of the process.
 pub const NAMESRV_UNREGISTER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Time in which changes of topics are gathered after some were told to the name servers: short for
+/// who waits for a topic, long beside the few hundred microseconds that creating one takes. A change
+/// after a longer pause goes out at once.
+pub const NAMESRV_TOPICS_PAUSE: Duration = Duration::from_millis(50);
+
+/// Pause for each topic between two registrations that send all topics because of a change: encoding
+/// and reading them takes a few microseconds each, so this keeps both sides below a tenth of a core.
+pub const NAMESRV_PAUSE_PER_TOPIC: Duration = Duration::from_micros(30);
+
+/// Changes of topics that are kept to be told one by one; a name server that is further behind gets
+/// all topics. A thousand take some 200 KB.
+pub const NAMESRV_TOPIC_CHANGES_KEPT: usize = 1024;
+
+/// Single topics that are told to one name server before it has answered: enough for 10,000 a second
+/// at a round trip of some milliseconds.
+pub const NAMESRV_TOPICS_IN_FLIGHT_MAX: usize = 64;
 
 /// A registration above this is sent compressed: far below the largest frame, far above the
 /// topics of most brokers. Unit: bytes.

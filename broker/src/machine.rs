@@ -4,9 +4,12 @@
 //! Owns the state lock. It is held for one entry at a time, never across an await, and no other
 //! lock is taken while it is held except the ones inside the consume queue and the long poll.
 
-use std::sync::{
-    Arc, PoisonError, RwLock, RwLockReadGuard,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -17,7 +20,7 @@ use raftmq_store::{
 };
 use tokio::sync::watch;
 
-use crate::long_poll::LongPoll;
+use crate::{limits::NAMESRV_TOPIC_CHANGES_KEPT, long_poll::LongPoll};
 
 /// Why an entry could not be applied. Each of them ends the process: going on would let this
 /// replica differ from the others.
@@ -33,6 +36,43 @@ pub enum MachineError {
     },
 }
 
+/// Topics that changed lately, by the counter of the topic table. Noted after they are visible.
+#[derive(Debug)]
+struct TopicChanges {
+    /// Changes up to this one are not remembered.
+    forgotten: u64,
+    newest: u64,
+    names: VecDeque<(u64, String)>,
+}
+
+impl TopicChanges {
+    fn after(counter: u64) -> Self {
+        Self {
+            forgotten: counter,
+            newest: counter,
+            names: VecDeque::new(),
+        }
+    }
+
+    fn note(&mut self, changes: impl Iterator<Item = (u64, String)>) {
+        for (counter, name) in changes {
+            self.newest = counter;
+            self.names.push_back((counter, name));
+            if self.names.len() > NAMESRV_TOPIC_CHANGES_KEPT
+                && let Some((forgotten, _)) = self.names.pop_front()
+            {
+                self.forgotten = forgotten;
+            }
+        }
+    }
+
+    fn names_after(&self, counter: u64) -> Option<BTreeSet<String>> {
+        let names = self.names.iter().rev();
+        let newer = names.take_while(|(number, _)| *number > counter);
+        (counter >= self.forgotten).then(|| newer.map(|(_, name)| name.clone()).collect())
+    }
+}
+
 /// State machine, consume queue and commit log of this node.
 #[derive(Debug)]
 pub struct Machine {
@@ -42,6 +82,7 @@ pub struct Machine {
     long_poll: Arc<LongPoll>,
     /// Counts changes of topics and groups; the registrar and the caches of handlers watch it.
     metadata_version: watch::Sender<u64>,
+    topic_changes: Mutex<TopicChanges>,
     /// Store timestamp of the newest applied entry. Unit: ms since 1970.
     last_store_timestamp_ms: AtomicU64,
 }
@@ -57,6 +98,7 @@ impl Machine {
         last_store_timestamp_ms: u64,
     ) -> Self {
         Self {
+            topic_changes: Mutex::new(TopicChanges::after(state.topic_version().counter)),
             state: RwLock::new(state),
             index,
             log,
@@ -88,6 +130,19 @@ impl Machine {
     #[must_use]
     pub fn metadata_changes(&self) -> watch::Receiver<u64> {
         self.metadata_version.subscribe()
+    }
+
+    /// Number of the newest change of topics, and the names of those that changed after the change
+    /// of number `counter`, deleted ones too. `None`: too many to remember.
+    pub(crate) fn topics_changed_after(&self, counter: u64) -> (u64, Option<BTreeSet<String>>) {
+        let changes = self.topic_changes();
+        (changes.newest, changes.names_after(counter))
+    }
+
+    fn topic_changes(&self) -> MutexGuard<'_, TopicChanges> {
+        self.topic_changes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Store timestamp of the newest applied entry. Unit: ms since 1970; 0 = none yet.
@@ -150,6 +205,9 @@ impl Machine {
             self.index.append(&units);
             self.long_poll.wake(&output.appended);
         }
+        if !output.topics_changed.is_empty() {
+            self.topic_changes().note(output.topics_changed.drain(..));
+        }
         if output.metadata_changed {
             self.metadata_version.send_modify(|version| *version += 1);
         }
@@ -176,10 +234,12 @@ impl Machine {
                 self.index.begin_queue(queue.number, queue.next_offset);
             }
         }
+        let counter = restored.topic_version().counter;
         let replaced = std::mem::replace(&mut *state, restored);
         drop(state);
         // A large one takes a while to give its memory back.
         drop(replaced);
+        *self.topic_changes() = TopicChanges::after(counter);
         self.metadata_version.send_modify(|version| *version += 1);
     }
 }

@@ -20,7 +20,6 @@ use self::{
 };
 use crate::{
     broker::{Broker, BrokerParts},
-    clock::{Clock, SystemClock},
     config::{BrokerConfig, NamesrvConfig},
     disk_guard::{self, RoomLimits},
     host::{Host, blocking},
@@ -103,7 +102,7 @@ pub async fn run_namesrv(
     config: NamesrvConfig,
     shutdown: watch::Receiver<bool>,
 ) -> Result<(), RunError> {
-    Ok(namesrv::serve(config, Arc::new(TcpNet), Arc::new(SystemClock), shutdown).await?)
+    Ok(namesrv::serve(config, Arc::new(TcpNet), shutdown).await?)
 }
 
 /// Runs a broker until `shutdown` turns true.
@@ -189,14 +188,13 @@ pub async fn run_broker_on(
     // Before the first client: its message may be the one too many.
     disk_guard::look(&broker);
     admin.send_replace(Some(Arc::new(Admin(Arc::clone(&broker)))));
-    serve_until(broker, net, clock, client_listener, shutdown).await
+    serve_until(broker, net, client_listener, shutdown).await
 }
 
 /// Starts the ports and background tasks of a joined broker and stops them at `shutdown`.
 async fn serve_until(
     broker: Arc<Broker>,
     net: Arc<dyn Net>,
-    clock: Arc<dyn Clock>,
     client_listener: Box<dyn Listener>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), RunError> {
@@ -215,8 +213,8 @@ async fn serve_until(
     }
     if let Some(port) = config.namesrv_port {
         let namesrv = embedded_namesrv(config, port);
-        let (net, clock, closing) = (Arc::clone(&net), clock, ports_closing.clone());
-        servers.spawn(async move { Ok(namesrv::serve(namesrv, net, clock, closing).await?) });
+        let (net, closing) = (Arc::clone(&net), ports_closing.clone());
+        servers.spawn(async move { Ok(namesrv::serve(namesrv, net, closing).await?) });
     }
     let registration = registration(&broker);
     let (unregister, unregistering) = watch::channel(false);

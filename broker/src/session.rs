@@ -4,15 +4,17 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use raftmq_remoting::body::{ConsumerData, HeartbeatData, SubscriptionData};
+use tokio::time::Instant;
 
 use crate::server::Connection;
 
 /// A client is forgotten after this silence. Source: RocketMQ's channel expiry, 120 s; heartbeats
 /// come every 30 s.
-pub(crate) const CLIENT_EXPIRY_MS: u64 = 120_000;
+pub(crate) const CLIENT_EXPIRY: Duration = Duration::from_secs(120);
 
 /// One connected client of a group.
 #[derive(Clone, Debug)]
@@ -25,8 +27,10 @@ pub(crate) struct Client {
     pub language: u8,
     /// Version ordinal of its heartbeat.
     pub version: i32,
-    /// Time of its last heartbeat. Unit: ms since 1970.
+    /// Time of its last heartbeat, for those who look at it. Unit: ms since 1970.
     pub last_update_ms: u64,
+    /// The same by a clock that nobody sets.
+    pub seen: Instant,
 }
 
 /// A consumer group with its members and what they subscribed to.
@@ -151,10 +155,10 @@ impl Sessions {
         self.retain(|client| client.connection.id != connection)
     }
 
-    /// Takes clients out that were silent for [`CLIENT_EXPIRY_MS`] and closes their connections.
-    pub(crate) fn expire(&self, now_ms: u64) -> Changed {
+    /// Takes clients out that were silent for [`CLIENT_EXPIRY`] and closes their connections.
+    pub(crate) fn expire(&self, now: Instant) -> Changed {
         self.retain(|client| {
-            let alive = client.last_update_ms + CLIENT_EXPIRY_MS > now_ms;
+            let alive = client.seen + CLIENT_EXPIRY > now;
             if !alive {
                 client.connection.close();
             }

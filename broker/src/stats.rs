@@ -263,7 +263,8 @@ pub struct Stats {
     stored_by_topic: Table,
     /// Keyed `topic@group`, as tools ask for it.
     pulled_by_group: Table,
-    /// Time of the last sample, so that counting needs no clock. Unit: ms since 1970.
+    /// Time of the last sample, so that counting needs no clock. Unit: ms since the start, which
+    /// nobody sets, as everywhere here.
     sampled_ms: AtomicU64,
     past: Mutex<Past>,
 }
@@ -373,9 +374,9 @@ impl Stats {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            let now_ms = broker.clock.now_ms();
-            let day = (now_ms + broker.clock.local_offset_ms()) / MS_PER_DAY;
-            broker.stats.sample(now_ms, day);
+            let local_ms = broker.clock.now_ms() + broker.clock.local_offset_ms();
+            let day = local_ms / MS_PER_DAY;
+            broker.stats.sample(broker.uptime_ms(), day);
         }
     }
 

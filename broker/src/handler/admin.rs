@@ -109,12 +109,14 @@ fn put(rows: &mut Rows, key: &str, value: impl ToString) {
 }
 
 fn identity_rows(broker: &Broker, rows: &mut Rows) {
-    let now_ms = broker.clock.now_ms();
-    let up_ms = now_ms.saturating_sub(broker.boot_timestamp_ms);
     put(rows, "brokerVersionDesc", version::CURRENT_NAME);
     put(rows, "brokerVersion", version::CURRENT);
     put(rows, "bootTimestamp", broker.boot_timestamp_ms);
-    put(rows, "runtime", run_time(Duration::from_millis(up_ms)));
+    put(
+        rows,
+        "runtime",
+        run_time(Duration::from_millis(broker.uptime_ms())),
+    );
     put(rows, "startAcceptSendRequestTimeStamp", 0);
     put(rows, "brokerActive", broker.is_serving());
 }
@@ -133,7 +135,7 @@ fn counter_rows(broker: &Broker, rows: &mut Rows) {
         missed_rates,
         pull_rates,
         transferred_rates,
-    } = broker.stats.summary(broker.clock.now_ms());
+    } = broker.stats.summary(broker.uptime_ms());
     put(rows, "msgPutTotalTodayNow", put_messages);
     put(rows, "msgPutTotalTodayMorning", put_today_morning);
     put(rows, "msgPutTotalYesterdayMorning", put_yesterday_morning);

@@ -16,7 +16,7 @@ use raftmq_remoting::{
     message_id, name,
 };
 use raftmq_state::Command;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{
     Handled, Refusal, Request, message::find_old, propose, pull::check_expression_type, success,
@@ -73,6 +73,7 @@ pub(super) async fn heartbeat(broker: &Arc<Broker>, request: &Request) -> Handle
             language: request.command.language.0,
             version: request.command.version,
             last_update_ms: broker.clock.now_ms(),
+            seen: Instant::now(),
         };
         notify_changed(broker, broker.sessions.heartbeat(&data, &client));
         if connection.is_closed() {

@@ -12,14 +12,14 @@ use serde::Deserialize;
 
 use super::{
     Handled, Refusal, Request, propose, success,
-    topic::{data_version, marked_change, page},
+    topic::{data_version, marked, marked_change, page},
 };
 use crate::broker::Broker;
 
 /// 200: creates a group or changes its configuration.
 pub(super) async fn update(broker: &Arc<Broker>, request: &Request) -> Handled {
     let config: SubscriptionGroupConfig = body::decode(&request.command.body)?;
-    put(broker, checked(broker, config)?).await?;
+    change(broker, checked(config)?).await?;
     Ok(success(request))
 }
 
@@ -33,12 +33,9 @@ struct SubscriptionGroupList {
 /// 225: as 200 for many groups; all are checked before the first is changed.
 pub(super) async fn update_list(broker: &Arc<Broker>, request: &Request) -> Handled {
     let list: SubscriptionGroupList = body::decode(&request.command.body)?;
-    let configs = list
-        .group_config_list
-        .into_iter()
-        .map(|config| checked(broker, config));
+    let configs = list.group_config_list.into_iter().map(checked);
     let configs = configs.collect::<Result<Vec<_>, _>>()?;
-    let proposals = configs.into_iter().map(|config| put(broker, config));
+    let proposals = configs.into_iter().map(|config| change(broker, config));
     futures::future::try_join_all(proposals).await?;
     Ok(success(request))
 }
@@ -107,38 +104,15 @@ pub(super) fn get(broker: &Arc<Broker>, request: &Request) -> Handled {
     Ok(success(request).with_body(body::encode(&config)))
 }
 
-/// The configuration as it is put: its attributes are changes of the present ones.
-fn checked(
-    broker: &Broker,
-    mut config: SubscriptionGroupConfig,
-) -> Result<SubscriptionGroupConfig, Refusal> {
+/// The configuration as a command holds it: its attributes are changes.
+fn checked(mut config: SubscriptionGroupConfig) -> Result<SubscriptionGroupConfig, Refusal> {
     name::check_group(&config.group_name)
         .map_err(|error| Refusal::new(ResponseCode::INVALID_PARAMETER, error.to_string()))?;
-    let mut attributes = {
-        let state = broker.machine.state();
-        state
-            .group(&config.group_name)
-            .map(|group| group.attributes.clone())
-            .unwrap_or_default()
-    };
-    for (key, value) in config.attributes.into_iter().map(marked_change) {
-        match value {
-            Some(value) => attributes.insert(key, value),
-            None => attributes.remove(&key),
-        };
-    }
-    config.attributes = attributes;
+    config.attributes = marked(config.attributes.into_iter().map(marked_change));
     Ok(config)
 }
 
-async fn put(broker: &Broker, config: SubscriptionGroupConfig) -> Result<(), Refusal> {
-    propose(
-        broker,
-        Command::PutGroup {
-            config,
-            only_if_absent: false,
-        },
-    )
-    .await
-    .map(|_| ())
+async fn change(broker: &Broker, config: SubscriptionGroupConfig) -> Result<(), Refusal> {
+    let changed = propose(broker, Command::ChangeGroup { config }).await;
+    changed.map(|_| ())
 }

@@ -17,6 +17,7 @@ mod stats;
 pub(crate) mod topic;
 
 pub(crate) use client::notify_changed;
+pub(crate) use lock::LockTime;
 
 use std::{net::SocketAddr, sync::Arc};
 

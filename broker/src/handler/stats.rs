@@ -48,7 +48,7 @@ pub(super) fn topic_stats(broker: &Arc<Broker>, request: &Request) -> Handled {
         };
         offset_table.push((queue_of(broker, topic, queue_id), range));
     }
-    let topic_put_tps = broker.stats.topic_put_tps(topic, broker.clock.now_ms());
+    let topic_put_tps = broker.stats.topic_put_tps(topic, broker.uptime_ms());
     let table = TopicStatsTable {
         offset_table,
         topic_put_tps,
@@ -78,7 +78,7 @@ pub(super) fn consume_stats(broker: &Arc<Broker>, request: &Request) -> Handled 
     };
     // A group that is online counts for what it subscribes to now.
     let online = broker.sessions.consumer_group(group);
-    let now_ms = broker.clock.now_ms();
+    let now_ms = broker.uptime_ms();
     let mut stats = ConsumeStats::default();
     for topic in topics {
         let left = online.as_ref().is_some_and(|online| {
@@ -169,7 +169,7 @@ pub(super) fn view(broker: &Arc<Broker>, request: &Request) -> Handled {
     let foreign = name.starts_with("BROKER_") && key != broker.config.cluster_name;
     let data = broker
         .stats
-        .view(name, key, broker.clock.now_ms())
+        .view(name, key, broker.uptime_ms())
         .filter(|_| !foreign);
     let data = data.ok_or_else(|| {
         let remark = format!("The stats <{name}> <{key}> not exist");

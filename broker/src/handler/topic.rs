@@ -4,7 +4,7 @@
 mod attributes;
 mod system;
 
-use std::{collections::BTreeMap, ops::Range, sync::Arc};
+use std::{collections::BTreeSet, ops::Range, sync::Arc};
 
 use raftmq_remoting::{
     ExtFields, ResponseCode,
@@ -16,10 +16,10 @@ use raftmq_remoting::{
 use raftmq_state::{Command, State, limits::QUEUES_PER_TOPIC_MAX};
 use serde::Deserialize;
 
-pub(super) use self::attributes::marked_change;
+pub(super) use self::attributes::{marked, marked_change};
 pub(crate) use self::system::create_system_topics;
 use self::{
-    attributes::{changed_attributes, parse_change},
+    attributes::{checked_changes, parse_change},
     system::{refuse_system_topic, system_topic_configs},
 };
 use super::{Handled, Refusal, Request, propose, success};
@@ -31,6 +31,8 @@ const PERM_READ_WRITE: i32 = 6;
 const PERM_INHERIT: i32 = 1;
 /// Every permission bit.
 const PERM_ALL: i32 = PERM_READ_WRITE | PERM_INHERIT;
+/// Topics that are read at a time for the name servers; entries of the log are applied in between.
+const REGISTERED_TOPICS_STEP: usize = 512;
 /// Rows of one page when a table is asked for in pages. Source: RocketMQ `splitMetadataSize`.
 const PAGE_ROWS_MAX: usize = 2000;
 
@@ -78,21 +80,56 @@ pub(crate) async fn ensure_topic(broker: &Broker, config: TopicConfig) -> Result
     .map(|_| ())
 }
 
-/// The topics as they are registered at the name servers.
+/// The topics as they are registered at the name servers. What changes while they are read may be
+/// in it or not; the version is that of the beginning.
 pub(crate) fn topics_wrapper(broker: &Broker) -> RegisterBrokerBody {
-    let allowed = i32::try_from(broker.config.broker_permission).unwrap_or(PERM_READ_WRITE);
-    let state = broker.machine.state();
-    let mut wrapper = wrapper_of(&state, None);
-    drop(state);
-    if allowed & PERM_READ_WRITE != PERM_READ_WRITE {
-        for config in wrapper.topic_config_table.values_mut() {
-            config.perm &= allowed;
+    let mut wrapper = TopicConfigSerializeWrapper {
+        data_version: data_version(broker.machine.state().topic_version()),
+        ..TopicConfigSerializeWrapper::default()
+    };
+    let table = &mut wrapper.topic_config_table;
+    let mut last = String::new();
+    loop {
+        let before = table.len();
+        let state = broker.machine.state();
+        let topics = state.topics_after(&last).take(REGISTERED_TOPICS_STEP);
+        table.extend(topics.map(|topic| {
+            let config = registered_config(broker, &topic.config);
+            (config.topic_name.clone(), config)
+        }));
+        drop(state);
+        match table.last_key_value() {
+            Some((name, _)) if table.len() > before => last.clone_from(name),
+            _ => break,
         }
     }
     RegisterBrokerBody {
         filter_server_list: Vec::new(),
         topic_config_serialize_wrapper: wrapper,
     }
+}
+
+/// These topics as they are registered at the name servers; `None`: one of them does not exist.
+pub(crate) fn registered_configs(
+    broker: &Broker,
+    names: &BTreeSet<String>,
+) -> Option<Vec<TopicConfig>> {
+    let state = broker.machine.state();
+    let configs = names.iter().map(|name| {
+        let topic = state.topic(name)?;
+        Some(registered_config(broker, &topic.config))
+    });
+    configs.collect()
+}
+
+/// A topic that this broker may not serve fully is registered with less.
+fn registered_config(broker: &Broker, config: &TopicConfig) -> TopicConfig {
+    let allowed = i32::try_from(broker.config.broker_permission).unwrap_or(PERM_READ_WRITE);
+    let mut config = config.clone();
+    if allowed & PERM_READ_WRITE != PERM_READ_WRITE {
+        config.perm &= allowed;
+    }
+    config
 }
 
 /// 17: creates a topic or changes its configuration.
@@ -108,7 +145,7 @@ pub(super) async fn update(broker: &Arc<Broker>, request: &Request) -> Handled {
         .filter(|change| !change.is_empty());
     let changes = changes.map(parse_change).collect::<Result<Vec<_>, _>>()?;
     let config = TopicConfig {
-        attributes: changed_attributes(present_attributes(broker, topic), changes)?,
+        attributes: checked_changes(changes)?,
         order: fields.required_bool("order")?,
         perm: fields.required_i32("perm")?,
         read_queue_nums: queue_count(fields.required_i32("readQueueNums")?)?,
@@ -118,7 +155,7 @@ pub(super) async fn update(broker: &Arc<Broker>, request: &Request) -> Handled {
         write_queue_nums: queue_count(fields.required_i32("writeQueueNums")?)?,
     };
     check_config(&config)?;
-    put(broker, config).await?;
+    change(broker, config).await?;
     Ok(success(request))
 }
 
@@ -138,14 +175,13 @@ pub(super) async fn update_list(broker: &Arc<Broker>, request: &Request) -> Hand
         let changes = std::mem::take(&mut config.attributes)
             .into_iter()
             .map(marked_change);
-        let present = present_attributes(broker, &config.topic_name);
-        config.attributes = changed_attributes(present, changes.collect())?;
+        config.attributes = checked_changes(changes.collect())?;
         queue_count(i32::try_from(config.read_queue_nums).unwrap_or(-1))?;
         queue_count(i32::try_from(config.write_queue_nums).unwrap_or(-1))?;
         check_config(&config)?;
         configs.push(config);
     }
-    let proposals = configs.into_iter().map(|config| put(broker, config));
+    let proposals = configs.into_iter().map(|config| change(broker, config));
     futures::future::try_join_all(proposals).await?;
     Ok(success(request))
 }
@@ -355,34 +391,17 @@ fn queue_count(count: i32) -> Result<u32, Refusal> {
         })
 }
 
-/// Puts a checked configuration; one that is there already costs no entry of the log.
-async fn put(broker: &Broker, config: TopicConfig) -> Result<(), Refusal> {
-    let name = &config.topic_name;
-    let same = broker
-        .machine
-        .state()
-        .topic(name)
-        .is_some_and(|topic| topic.config == config);
-    if same && broker.is_serving() {
+/// Puts a checked configuration, its attributes as changes of those that are there when it is
+/// applied. One that changes nothing costs no entry of the log.
+async fn change(broker: &Broker, config: TopicConfig) -> Result<(), Refusal> {
+    // Looked at again when the leadership is confirmed: until then another may have led, and have
+    // made this true or false.
+    let changes_nothing = || broker.machine.state().has_topic_as(&config);
+    if changes_nothing() && broker.serves_for_certain().await && changes_nothing() {
         return Ok(());
     }
-    propose(
-        broker,
-        Command::PutTopic {
-            config,
-            only_if_absent: false,
-        },
-    )
-    .await
-    .map(|_| ())
-}
-
-fn present_attributes(broker: &Broker, topic: &str) -> BTreeMap<String, String> {
-    let state = broker.machine.state();
-    state
-        .topic(topic)
-        .map(|topic| topic.config.attributes.clone())
-        .unwrap_or_default()
+    let changed = propose(broker, Command::ChangeTopic { config }).await;
+    changed.map(|_| ())
 }
 
 #[cfg(test)]

@@ -31,7 +31,6 @@ pub fn namesrv_requests(bytes: &[u8]) -> usize {
         kv: KvConfig::default(),
         kv_changes: 0,
         config: NamesrvConfig::defaults(&surroundings),
-        started_ms: 0,
     };
     let (mut buffer, mut understood) = (BytesMut::from(bytes), 0);
     while let Ok(Some(command)) = frame::decode(&mut buffer) {

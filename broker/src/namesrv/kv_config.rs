@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{NAMESRV_KV_BYTES_MAX, NAMESRV_KV_KEYS_MAX};
+use crate::limits::{
+    NAMESRV_KV_BYTES_MAX, NAMESRV_KV_KEYS_MAX, NAMESRV_KV_NAME_BYTES_MAX,
+    NAMESRV_KV_VALUE_BYTES_MAX,
+};
 
 /// Namespace that holds the queues of globally ordered topics.
 pub(super) const ORDER_TOPIC_NAMESPACE: &str = "ORDER_TOPIC_CONFIG";
@@ -17,19 +20,57 @@ pub(super) const ORDER_TOPIC_NAMESPACE: &str = "ORDER_TOPIC_CONFIG";
 /// Why a value was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(super) enum PutError {
-    /// Longer than [`NAMESRV_KV_BYTES_MAX`].
-    #[error("namespace, key or value is longer than {NAMESRV_KV_BYTES_MAX} bytes")]
+    /// Longer than [`NAMESRV_KV_NAME_BYTES_MAX`] or [`NAMESRV_KV_VALUE_BYTES_MAX`].
+    #[error(
+        "namespace and key have at most {NAMESRV_KV_NAME_BYTES_MAX} bytes, the value \
+         {NAMESRV_KV_VALUE_BYTES_MAX}"
+    )]
     Long,
+    /// All together longer than [`NAMESRV_KV_BYTES_MAX`].
+    #[error("name server has reached its limit of {NAMESRV_KV_BYTES_MAX} bytes of configuration")]
+    Large,
     /// More than [`NAMESRV_KV_KEYS_MAX`] keys.
     #[error("name server has reached its limit of {NAMESRV_KV_KEYS_MAX} keys")]
     Full,
 }
 
 /// The values in memory.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, from = "KvTable")]
 pub(super) struct KvConfig {
     config_table: BTreeMap<String, BTreeMap<String, String>>,
+    #[serde(skip)]
+    keys: usize,
+    /// Namespaces, once for each key, keys and values.
+    #[serde(skip)]
+    bytes: usize,
+}
+
+/// The form of the file.
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct KvTable {
+    config_table: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl From<KvTable> for KvConfig {
+    fn from(KvTable { config_table }: KvTable) -> Self {
+        let rows = config_table.iter().flat_map(|(namespace, table)| {
+            table
+                .iter()
+                .map(|(key, value)| row_bytes(namespace, key, value))
+        });
+        let (keys, bytes) = rows.fold((0, 0), |(keys, bytes), row| (keys + 1, bytes + row));
+        Self {
+            config_table,
+            keys,
+            bytes,
+        }
+    }
+}
+
+fn row_bytes(namespace: &str, key: &str, value: &str) -> usize {
+    namespace.len() + key.len() + value.len()
 }
 
 impl KvConfig {
@@ -53,17 +94,30 @@ impl KvConfig {
         self.config_table.get(namespace)
     }
 
+    /// The text of the file.
+    pub(super) fn text(&self) -> io::Result<Vec<u8>> {
+        Ok(serde_json::to_vec_pretty(self)?)
+    }
+
+    /// What a file holds beyond the limits stays, but does not grow.
     pub(super) fn put(&mut self, namespace: &str, key: &str, value: &str) -> Result<(), PutError> {
-        if [namespace, key, value]
-            .iter()
-            .any(|text| text.len() > NAMESRV_KV_BYTES_MAX)
+        if namespace.len().max(key.len()) > NAMESRV_KV_NAME_BYTES_MAX
+            || value.len() > NAMESRV_KV_VALUE_BYTES_MAX
         {
             return Err(PutError::Long);
         }
-        let keys: usize = self.config_table.values().map(BTreeMap::len).sum();
-        if keys >= NAMESRV_KV_KEYS_MAX && self.get(namespace, key).is_none() {
+        let present = self.get(namespace, key);
+        let present = present.map(|value| row_bytes(namespace, key, value));
+        if present.is_none() && self.keys >= NAMESRV_KV_KEYS_MAX {
             return Err(PutError::Full);
         }
+        let (before, after) = (present.unwrap_or(0), row_bytes(namespace, key, value));
+        let bytes = self.bytes - before + after;
+        if bytes > NAMESRV_KV_BYTES_MAX && after > before {
+            return Err(PutError::Large);
+        }
+        self.bytes = bytes;
+        self.keys += usize::from(present.is_none());
         let table = self.config_table.entry(namespace.to_owned()).or_default();
         table.insert(key.to_owned(), value.to_owned());
         Ok(())
@@ -71,7 +125,10 @@ impl KvConfig {
 
     pub(super) fn delete(&mut self, namespace: &str, key: &str) {
         if let Some(table) = self.config_table.get_mut(namespace) {
-            table.remove(key);
+            if let Some(value) = table.remove(key) {
+                self.keys -= 1;
+                self.bytes -= row_bytes(namespace, key, &value);
+            }
             if table.is_empty() {
                 self.config_table.remove(namespace);
             }
@@ -92,9 +149,14 @@ impl KvFile {
         Self { path, written: 0 }
     }
 
-    /// Replaces the file by `config`, which is the state after change `number`; returns when it
+    /// Number of the newest change that is on disk.
+    pub(super) fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// Replaces the file by `text`, which is the state after change `number`; returns when it
     /// is on disk.
-    pub(super) fn write(&mut self, config: &KvConfig, number: u64) -> io::Result<()> {
+    pub(super) fn write(&mut self, text: &[u8], number: u64) -> io::Result<()> {
         if number <= self.written {
             return Ok(());
         }
@@ -107,8 +169,7 @@ impl KvFile {
         let mut fresh = self.path.clone().into_os_string();
         fresh.push(".new");
         let mut file = std::fs::File::create(&fresh)?;
-        serde_json::to_writer_pretty(&mut file, config)?;
-        file.flush()?;
+        file.write_all(text)?;
         file.sync_all()?;
         std::fs::rename(&fresh, &self.path)?;
         std::fs::File::open(parent)?.sync_all()?;
@@ -139,8 +200,9 @@ mod tests {
         let mut config = KvConfig::default();
         config.put("n", "k", "v").unwrap();
         let mut file = KvFile::new(path.clone());
-        file.write(&config, 2).unwrap();
-        file.write(&KvConfig::default(), 1).unwrap();
+        file.write(&config.text().unwrap(), 2).unwrap();
+        let old = KvConfig::default().text().unwrap();
+        file.write(&old, 1).unwrap();
         assert_eq!(KvConfig::load(&path).unwrap(), config);
     }
 
@@ -154,8 +216,31 @@ mod tests {
     }
 
     #[test]
+    fn values_beyond_the_limit_of_all_together_are_refused() {
+        let value = "x".repeat(NAMESRV_KV_VALUE_BYTES_MAX);
+        let mut config = KvConfig::default();
+        let refused = (0..1_000).find_map(|key| {
+            let key = format!("{key:04}");
+            config
+                .put("n", &key, &value)
+                .err()
+                .map(|error| (key, error))
+        });
+        let (refused, error) = refused.unwrap();
+        assert_eq!((refused.as_str(), error), ("0127", PutError::Large));
+        // What is there may shrink, be written again, and make room.
+        config.put("n", "0000", &value).unwrap();
+        config.put("n", "0000", "").unwrap();
+        config.put("n", &refused, &value).unwrap();
+        config.delete("n", "0001");
+        config.put("n", "0001", &value).unwrap();
+        let read: KvConfig = serde_json::from_slice(&config.text().unwrap()).unwrap();
+        assert_eq!(read, config);
+    }
+
+    #[test]
     fn long_texts_are_refused() {
-        let long = "x".repeat(NAMESRV_KV_BYTES_MAX + 1);
+        let long = "x".repeat(NAMESRV_KV_VALUE_BYTES_MAX + 1);
         assert_eq!(
             KvConfig::default().put("n", "k", &long),
             Err(PutError::Long)

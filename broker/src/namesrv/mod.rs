@@ -1,11 +1,14 @@
 //! The name server role, and the broker's side of it.
 //!
 //! `route_table` and `kv_config` are values without I/O; `requests` parses a
-//! request and `state` answers it over them; `server` owns the listener and the state; `registrar` keeps a broker
-//! registered with name servers, ours or RocketMQ's.
+//! request and `state` answers it over them; `server` owns the listener and the state. `registrar`
+//! keeps a broker registered with name servers, ours or RocketMQ's: `announcement` is what they are
+//! told, `link` the connection.
 
+mod announcement;
 pub(crate) mod fuzzing;
 mod kv_config;
+mod link;
 mod register_body;
 mod registrar;
 mod requests;
@@ -16,6 +19,8 @@ mod state;
 #[cfg(test)]
 mod server_test;
 
-pub use registrar::{NamesrvStatus, Registrar, RegistrarInput};
+pub use announcement::{Announcement, RegisteredRole, RegistrarInput};
+pub(crate) use announcement::{Announcements, ReadTopics};
+pub use registrar::{NamesrvStatus, Registrar};
 pub(crate) use route_table::LEADER_BROKER_ID;
 pub use server::{NamesrvError, serve, serve_on};

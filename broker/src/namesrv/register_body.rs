@@ -10,7 +10,9 @@ use raftmq_remoting::{RemotingCommand, ResponseCode};
 
 use super::requests::Reject;
 use super::route_table::{ConnectionId, Queues, Registration};
-use crate::limits::{NAMESRV_REGISTER_INFLATED_BYTES_MAX, NAMESRV_TOPICS_PER_BROKER_MAX};
+use crate::limits::{
+    NAMESRV_NAME_BYTES_MAX, NAMESRV_REGISTER_INFLATED_BYTES_MAX, NAMESRV_TOPICS_PER_BROKER_MAX,
+};
 
 type Topics = Vec<(String, Queues)>;
 
@@ -25,7 +27,7 @@ pub(super) fn decode(
     connection: ConnectionId,
 ) -> Result<Registration, Reject> {
     let fields = &command.ext_fields;
-    let text = |name| fields.required_str(name).map(str::to_owned);
+    let text = |name| short(fields.required_str(name)?).map(str::to_owned);
     let expected = fields.optional_i32("bodyCrc32")?.unwrap_or(0);
     if expected != 0 && expected != checksum(&command.body) {
         return Err(malformed("bodyCrc32 does not match the body"));
@@ -42,12 +44,16 @@ pub(super) fn decode(
     if topics.len() > NAMESRV_TOPICS_PER_BROKER_MAX {
         return Err(malformed("too many topics"));
     }
+    let mut topic_names = topics.iter().map(|(topic, _)| topic);
+    if topic_names.any(|topic| topic.len() > NAMESRV_NAME_BYTES_MAX) {
+        return Err(malformed("the name of a topic is too long"));
+    }
     Ok(Registration {
         cluster_name: text("clusterName")?,
         broker_name: text("brokerName")?,
         broker_address: text("brokerAddr")?,
         broker_id: u64::try_from(broker_id).map_err(|_| malformed("brokerId is negative"))?,
-        ha_server_address: fields.get("haServerAddr").unwrap_or_default().to_owned(),
+        ha_server_address: short(fields.get("haServerAddr").unwrap_or_default())?.to_owned(),
         heartbeat_timeout_ms: heartbeat_timeout_ms.and_then(|time| u64::try_from(time).ok()),
         enable_acting_master: fields.optional_bool("enableActingMaster")?.unwrap_or(false),
         version,
@@ -55,6 +61,14 @@ pub(super) fn decode(
         topics_are_all: false,
         connection,
     })
+}
+
+/// Names and addresses stay in memory for as long as the broker is registered.
+fn short(text: &str) -> Result<&str, Reject> {
+    if text.len() > NAMESRV_NAME_BYTES_MAX {
+        return Err(malformed("a name or an address is too long"));
+    }
+    Ok(text)
 }
 
 fn malformed(text: impl std::fmt::Display) -> Reject {
@@ -132,7 +146,8 @@ fn read_part(reader: &mut impl Read, part: &mut Vec<u8>) -> Result<(), Reject> {
 /// The compressed form of a registration; [`inflate`] reads it.
 pub(super) fn deflate(body: &body::RegisterBrokerBody) -> io::Result<Vec<u8>> {
     let wrapper = &body.topic_config_serialize_wrapper;
-    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::default());
+    // Topics resemble each other: the quickest form is small enough.
+    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::fast());
     write_part(&mut encoder, &body::encode(&wrapper.data_version))?;
     write_length(&mut encoder, wrapper.topic_config_table.len())?;
     for (topic, config) in &wrapper.topic_config_table {

@@ -75,6 +75,7 @@ pub(super) enum Request {
     RegisterTopic {
         topic: String,
         on: Vec<(String, Queues)>,
+        connection: ConnectionId,
     },
     Route {
         topic: String,
@@ -125,6 +126,7 @@ impl Request {
             RequestCode::REGISTER_TOPIC_IN_NAMESRV => Self::RegisterTopic {
                 topic: text("topic")?,
                 on: queues_of(body::decode(&command.body).map_err(Reject::system)?),
+                connection,
             },
             RequestCode::GET_BROKER_MEMBER_GROUP => Self::MemberGroup {
                 broker_name: text("brokerName")?,

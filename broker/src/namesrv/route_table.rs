@@ -9,7 +9,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use raftmq_remoting::body::DataVersion;
 
-use crate::limits::{NAMESRV_ADDRESSES_PER_BROKER_MAX, NAMESRV_BROKER_NAMES_MAX};
+use crate::limits::{
+    NAMESRV_ADDRESSES_PER_BROKER_MAX, NAMESRV_BROKER_NAMES_MAX, NAMESRV_NAME_BYTES_MAX,
+    NAMESRV_TOPIC_ROWS_MAX,
+};
 
 /// Broker id of the leader.
 pub(crate) const LEADER_BROKER_ID: u64 = 0;
@@ -106,14 +109,85 @@ struct Live {
     expire_after_ms: u64,
 }
 
+/// The topics of all broker names. A topic without a row is not there.
+#[derive(Debug, Default)]
+struct Topics {
+    /// Topic to broker name to queues.
+    by_name: BTreeMap<String, BTreeMap<String, Queues>>,
+    /// Rows (topic, broker name).
+    rows: usize,
+}
+
+impl Topics {
+    /// Whether these topics of a broker name fit.
+    fn check_room<'a>(
+        &self,
+        topics: impl ExactSizeIterator<Item = &'a str>,
+        broker_name: &str,
+    ) -> Result<(), RegisterError> {
+        if self.rows + topics.len() <= NAMESRV_TOPIC_ROWS_MAX {
+            return Ok(());
+        }
+        let is_new = |topic: &&str| {
+            let on = self.by_name.get(*topic);
+            on.is_none_or(|on| !on.contains_key(broker_name))
+        };
+        if self.rows + topics.filter(is_new).count() > NAMESRV_TOPIC_ROWS_MAX {
+            return Err(RegisterError::Full("topics"));
+        }
+        Ok(())
+    }
+
+    /// Sets a row; one that is there changes only with `replace`.
+    fn set(&mut self, topic: &str, broker_name: &str, queues: Queues, replace: bool) {
+        let Some(on) = self.by_name.get_mut(topic) else {
+            let on = BTreeMap::from([(broker_name.to_owned(), queues)]);
+            self.by_name.insert(topic.to_owned(), on);
+            self.rows += 1;
+            return;
+        };
+        if let Some(present) = on.get_mut(broker_name) {
+            if replace {
+                *present = queues;
+            }
+        } else {
+            on.insert(broker_name.to_owned(), queues);
+            self.rows += 1;
+        }
+    }
+
+    /// Drops the rows of a broker name whose topics are meant.
+    fn drop_rows(&mut self, broker_name: &str, goes: impl Fn(&str) -> bool) {
+        let rows = &mut self.rows;
+        self.by_name.retain(|topic, on| {
+            if goes(topic) && on.remove(broker_name).is_some() {
+                *rows -= 1;
+            }
+            !on.is_empty()
+        });
+    }
+
+    /// Drops the rows of a topic whose broker names are meant.
+    fn drop_rows_of(&mut self, topic: &str, goes: impl Fn(&String) -> bool) {
+        let Some(on) = self.by_name.get_mut(topic) else {
+            return;
+        };
+        let before = on.len();
+        on.retain(|name, _| !goes(name));
+        self.rows -= before - on.len();
+        if on.is_empty() {
+            self.by_name.remove(topic);
+        }
+    }
+}
+
 /// The table.
 #[derive(Debug, Default)]
 pub(super) struct RouteTable {
     brokers: BTreeMap<String, Broker>,
     /// By address.
     live: BTreeMap<String, Live>,
-    /// Topic to broker name to queues.
-    topics: BTreeMap<String, BTreeMap<String, Queues>>,
+    topics: Topics,
 }
 
 impl RouteTable {
@@ -142,9 +216,6 @@ impl RouteTable {
 
         let changed = moved || known != Some(registration.version);
         let is_first = broker.addresses.keys().next() == Some(broker_id);
-        if is_first {
-            self.take_topics(&registration, changed);
-        }
         self.live.insert(
             broker_address.clone(),
             Live {
@@ -156,8 +227,12 @@ impl RouteTable {
                 expire_after_ms: registration.heartbeat_timeout_ms.unwrap_or(EXPIRE_AFTER_MS),
             },
         );
+        let answer = self.leader_of(broker_name, *broker_id);
+        if is_first {
+            self.take_topics(&registration, changed);
+        }
         self.debug_check();
-        Ok(self.leader_of(broker_name, *broker_id))
+        Ok(answer)
     }
 
     /// Drops an address; no error when it is not there.
@@ -192,7 +267,7 @@ impl RouteTable {
 
     /// Where `topic` is; `None` when no registered broker has it.
     pub(super) fn route(&self, topic: &str) -> Option<Route> {
-        let on = self.topics.get(topic)?;
+        let on = self.topics.by_name.get(topic)?;
         let registered = |name: &String| {
             self.brokers
                 .get(name)
@@ -234,6 +309,7 @@ impl RouteTable {
                 .is_some_and(|queues| wanted(queues.topic_sys_flag))
         };
         self.topics
+            .by_name
             .iter()
             .filter(|(_, on)| fits(on))
             .map(|(topic, _)| topic.clone())
@@ -245,6 +321,7 @@ impl RouteTable {
         let names = self.names_of_cluster(cluster_name);
         let fits = |on: &BTreeMap<String, Queues>| on.keys().any(|name| names.contains(name));
         self.topics
+            .by_name
             .iter()
             .filter(|(_, on)| fits(on))
             .map(|(topic, _)| topic.clone())
@@ -263,29 +340,36 @@ impl RouteTable {
 
     /// Forgets a topic, everywhere or in one cluster, until a broker registers it again.
     pub(super) fn delete_topic(&mut self, topic: &str, cluster_name: Option<&str>) {
-        let Some(cluster_name) = cluster_name else {
-            self.topics.remove(topic);
-            return;
-        };
-        let names = self.names_of_cluster(cluster_name);
-        if let Some(on) = self.topics.get_mut(topic) {
-            on.retain(|name, _| !names.contains(name));
-            if on.is_empty() {
-                self.topics.remove(topic);
-            }
-        }
+        let names = cluster_name.map(|cluster_name| self.names_of_cluster(cluster_name));
+        let goes = |name: &String| names.as_ref().is_none_or(|names| names.contains(name));
+        self.topics.drop_rows_of(topic, goes);
     }
 
-    /// Adds one topic of brokers that are registered; others are ignored.
-    pub(super) fn register_topic(&mut self, topic: &str, on: Vec<(String, Queues)>) {
+    /// Adds one topic of brokers whose leader, or the lowest id while there is none, is registered
+    /// over this connection. From others it is ignored: a deposed leader may be late.
+    pub(super) fn register_topic(
+        &mut self,
+        topic: &str,
+        on: Vec<(String, Queues)>,
+        connection: ConnectionId,
+    ) -> Result<(), RegisterError> {
+        if topic.len() > NAMESRV_NAME_BYTES_MAX {
+            return Err(RegisterError::Full("bytes of a topic's name"));
+        }
         for (name, queues) in on {
-            if self.brokers.contains_key(&name) {
-                self.topics
-                    .entry(topic.to_owned())
-                    .or_default()
-                    .insert(name, queues);
+            if self.speaks_for(connection, &name) {
+                self.topics.check_room([topic].into_iter(), &name)?;
+                self.topics.set(topic, &name, queues, true);
             }
         }
+        Ok(())
+    }
+
+    fn speaks_for(&self, connection: ConnectionId, broker_name: &str) -> bool {
+        let broker = self.brokers.get(broker_name);
+        let first = broker.and_then(|broker| broker.addresses.values().next());
+        let live = first.and_then(|address| self.live.get(address));
+        live.is_some_and(|live| live.connection == connection)
     }
 
     fn check(&self, registration: &Registration) -> Result<(), RegisterError> {
@@ -294,6 +378,8 @@ impl RouteTable {
             broker_id,
             ..
         } = registration;
+        let topics = registration.topics.iter().map(|(topic, _)| topic.as_str());
+        self.topics.check_room(topics, broker_name)?;
         let Some(broker) = self.brokers.get(broker_name) else {
             return if self.brokers.len() >= NAMESRV_BROKER_NAMES_MAX {
                 Err(RegisterError::Full("broker names"))
@@ -343,27 +429,18 @@ impl RouteTable {
         if same_role.as_ref() == Some(broker_address) {
             return false;
         }
-        // The topics of the name stay: the route must not vanish while the role moves.
-        let topics = self.topics_of(broker_name);
-        self.remove_where_key(|address, live| {
-            address == broker_address
-                || (live.broker_name == *broker_name && same_role.as_ref() == Some(address))
-        });
-        for (topic, queues) in topics {
-            self.topics
-                .entry(topic)
-                .or_default()
-                .entry(broker_name.clone())
-                .or_insert(queues);
+        for address in same_role.iter().chain([broker_address]) {
+            let Some(live) = self.live.remove(address) else {
+                continue;
+            };
+            if live.broker_name != *broker_name {
+                self.remove_address(&live.broker_name, address);
+            } else if let Some(broker) = self.brokers.get_mut(broker_name) {
+                // The topics of the name stay: the route must not vanish while the role moves.
+                broker.addresses.retain(|_, other| other != address);
+            }
         }
         true
-    }
-
-    fn topics_of(&self, broker_name: &str) -> Vec<(String, Queues)> {
-        let on = |(topic, on): (&String, &BTreeMap<String, Queues>)| {
-            on.get(broker_name).map(|queues| (topic.clone(), *queues))
-        };
-        self.topics.iter().filter_map(on).collect()
     }
 
     /// Takes the topics of the leader, or of the lowest id while there is no leader. Topics that
@@ -376,12 +453,7 @@ impl RouteTable {
                 .iter()
                 .map(|(topic, _)| topic.as_str())
                 .collect();
-            self.topics.retain(|topic, on| {
-                if !kept.contains(topic.as_str()) {
-                    on.remove(name);
-                }
-                !on.is_empty()
-            });
+            self.topics.drop_rows(name, |topic| !kept.contains(topic));
         }
         let acting =
             registration.broker_id != LEADER_BROKER_ID && registration.enable_acting_master;
@@ -390,10 +462,7 @@ impl RouteTable {
             if acting {
                 queues.perm &= !PERM_WRITE;
             }
-            let on = self.topics.entry(topic.clone()).or_default();
-            if changed || !on.contains_key(name) {
-                on.insert(name.clone(), queues);
-            }
+            self.topics.set(topic, name, queues, changed);
         }
     }
 
@@ -426,19 +495,16 @@ impl RouteTable {
     fn change_perm(&mut self, broker_name: &str, change: impl Fn(i32) -> i32) -> usize {
         let on = self
             .topics
+            .by_name
             .values_mut()
             .filter_map(|on| on.get_mut(broker_name));
         on.map(|queues| queues.perm = change(queues.perm)).count()
     }
 
     fn remove_where(&mut self, gone: impl Fn(&Live) -> bool) -> Vec<String> {
-        self.remove_where_key(|_, live| gone(live))
-    }
-
-    fn remove_where_key(&mut self, gone: impl Fn(&String, &Live) -> bool) -> Vec<String> {
         let mut removed = Vec::new();
         self.live.retain(|address, live| {
-            let keep = !gone(address, live);
+            let keep = !gone(live);
             if !keep {
                 removed.push((live.broker_name.clone(), address.clone()));
             }
@@ -459,15 +525,14 @@ impl RouteTable {
         broker.addresses.retain(|_, other| other != address);
         if broker.addresses.is_empty() {
             self.brokers.remove(broker_name);
-            self.topics.retain(|_, on| {
-                on.remove(broker_name);
-                !on.is_empty()
-            });
+            self.topics.drop_rows(broker_name, |_| true);
         }
     }
 
     fn debug_check(&self) {
         if cfg!(debug_assertions) {
+            let rows: usize = self.topics.by_name.values().map(BTreeMap::len).sum();
+            assert_eq!(rows, self.topics.rows, "every row is counted");
             let registered = self.brokers.values().map(|broker| broker.addresses.len());
             assert_eq!(
                 registered.sum::<usize>(),

@@ -248,11 +248,48 @@ fn a_registration_of_all_topics_drops_the_others() {
 #[test]
 fn a_single_topic_is_added_for_known_brokers_only() {
     let mut table = group();
-    table.register_topic(
-        "U",
-        vec![("b".to_owned(), QUEUES), ("x".to_owned(), QUEUES)],
-    );
+    let on = vec![("b".to_owned(), QUEUES), ("x".to_owned(), QUEUES)];
+    // The connection of a follower does not speak for the group.
+    table
+        .register_topic("U", on.clone(), ConnectionId(2))
+        .unwrap();
+    assert_eq!(table.route("U"), None);
+    table.register_topic("U", on, ConnectionId(1)).unwrap();
     assert_eq!(table.route("U").unwrap().queues.len(), 1);
+    let long = "x".repeat(NAMESRV_NAME_BYTES_MAX + 1);
+    assert!(
+        table
+            .register_topic(&long, vec![], ConnectionId(1))
+            .is_err()
+    );
+}
+
+#[test]
+fn rows_are_counted_and_bounded() {
+    let mut table = group();
+    let mut more = registration("a", 0, version(1, 2));
+    more.topics.push(("U".to_owned(), QUEUES));
+    table.register(more.clone(), 0).unwrap();
+    table.topics.rows = NAMESRV_TOPIC_ROWS_MAX;
+    // What is there may come again, as with every change of role.
+    assert!(table.check(&more).is_ok());
+    more.topics.push(("V".to_owned(), QUEUES));
+    assert_eq!(table.check(&more), Err(RegisterError::Full("topics")));
+    let on = vec![("b".to_owned(), QUEUES)];
+    assert!(
+        table
+            .register_topic("V", on.clone(), ConnectionId(1))
+            .is_err()
+    );
+    assert!(table.register_topic("U", on, ConnectionId(1)).is_ok());
+    table.topics.rows = 2;
+    table.delete_topic("T", None);
+    table.delete_topic("nothing", None);
+    assert_eq!(table.topics.rows, 1);
+    for address in ["a", "b1", "c"] {
+        table.unregister(address);
+    }
+    assert_eq!(table.topics.rows, 0);
 }
 
 #[test]

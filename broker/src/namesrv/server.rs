@@ -1,7 +1,7 @@
 //! The name server: listener, connections, and the state behind them.
 //!
 //! Owns the one lock of the name server ([`Shared::state`]), held only while a request is answered
-//! from memory, never across an await. A broker whose connection closes is dropped at once.
+//! from memory, never across an await, and the file of the key-value configuration. A broker whose connection closes is dropped at once.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,16 +12,17 @@ use std::time::Duration;
 
 use raftmq_remoting::{RemotingCommand, ResponseCode};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::kv_config::{KvConfig, KvFile};
 use super::requests::{Reject, Request};
 use super::route_table::{ConnectionId, RouteTable};
 use super::state::{Answer, State};
 use crate::config::NamesrvConfig;
+use crate::host::blocking;
 use crate::limits::CONNECTIONS_MAX;
 use crate::net::{Accepted, Listener, Net};
 use crate::server::frame_io::{self, ConnectionError, FrameWriter};
-use crate::{clock::Clock, host::blocking};
 
 /// Why the name server ended.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +52,6 @@ pub enum NamesrvError {
 pub async fn serve(
     config: NamesrvConfig,
     net: Arc<dyn Net>,
-    clock: Arc<dyn Clock>,
     shutdown: watch::Receiver<bool>,
 ) -> Result<(), NamesrvError> {
     let address = config.listen_address();
@@ -59,17 +59,16 @@ pub async fn serve(
         .bind(address)
         .await
         .map_err(|source| NamesrvError::Bind { address, source })?;
-    serve_on(listener, config, clock, shutdown).await
+    serve_on(listener, config, shutdown).await
 }
 
 /// As [`serve`], on a listener that is bound already.
 pub async fn serve_on(
     listener: Box<dyn Listener>,
     config: NamesrvConfig,
-    clock: Arc<dyn Clock>,
     shutdown: watch::Receiver<bool>,
 ) -> Result<(), NamesrvError> {
-    let shared = Arc::new(Shared::new(config, clock)?);
+    let shared = Arc::new(Shared::new(config)?);
     if let Ok(address) = listener.local_addr() {
         tracing::info!(%address, "name server serves");
     }
@@ -95,12 +94,14 @@ async fn stopped(mut shutdown: watch::Receiver<bool>) {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    kv_file: Arc<Mutex<KvFile>>,
-    clock: Arc<dyn Clock>,
+    /// Held while the file is written, by the thread that writes it.
+    kv_file: Arc<tokio::sync::Mutex<KvFile>>,
+    /// Ages are measured from here, by a clock that nobody sets.
+    started: Instant,
 }
 
 impl Shared {
-    fn new(config: NamesrvConfig, clock: Arc<dyn Clock>) -> Result<Self, NamesrvError> {
+    fn new(config: NamesrvConfig) -> Result<Self, NamesrvError> {
         let path = config.kv_config_path.clone();
         let kv = KvConfig::load(&path).map_err(|source| NamesrvError::LoadKv {
             path: path.clone(),
@@ -111,12 +112,11 @@ impl Shared {
             kv,
             kv_changes: 0,
             config,
-            started_ms: clock.now_ms(),
         };
         Ok(Self {
             state: Mutex::new(state),
-            kv_file: Arc::new(Mutex::new(KvFile::new(path))),
-            clock,
+            kv_file: Arc::new(tokio::sync::Mutex::new(KvFile::new(path))),
+            started: Instant::now(),
         })
     }
 
@@ -125,8 +125,13 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Time since the name server began to serve. Unit: ms.
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
     async fn respond(
-        &self,
+        self: &Arc<Self>,
         command: &RemotingCommand,
         connection: ConnectionId,
     ) -> RemotingCommand {
@@ -147,33 +152,37 @@ impl Shared {
     }
 
     async fn answer(
-        &self,
+        self: &Arc<Self>,
         command: &RemotingCommand,
         connection: ConnectionId,
     ) -> Result<Answer, Reject> {
         let request = Request::decode(command, connection)?;
-        let now_ms = self.clock.now_ms();
-        let (answer, kv) = {
+        let now_ms = self.now_ms();
+        let (answer, number) = {
             let mut state = self.state();
-            let answer = state.answer(request, now_ms)?;
-            let kv = answer
-                .kv_changed
-                .then(|| (state.kv.clone(), state.kv_changes));
-            (answer, kv)
+            (state.answer(request, now_ms)?, state.kv_changes)
         };
-        if let Some((kv, number)) = kv {
-            self.persist(kv, number).await?;
+        if answer.kv_changed {
+            self.persist(number).await?;
         }
         Ok(answer)
     }
 
-    /// Waits until the key-value configuration is on disk.
-    async fn persist(&self, kv: KvConfig, number: u64) -> Result<(), Reject> {
-        let file = Arc::clone(&self.kv_file);
+    /// Waits until the key-value configuration is on disk, as of change `number` or later: changes
+    /// that come while it is written share the next write. One text of it exists at a time.
+    async fn persist(self: &Arc<Self>, number: u64) -> Result<(), Reject> {
+        let mut file = Arc::clone(&self.kv_file).lock_owned().await;
+        if file.written() >= number {
+            return Ok(());
+        }
+        let shared = Arc::clone(self);
+        // The file goes along: nobody else writes it, even if this caller is gone.
         let write = move || {
-            file.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .write(&kv, number)
+            let (text, newest) = {
+                let state = shared.state();
+                (state.kv.text()?, state.kv_changes)
+            };
+            file.write(&text, newest)
         };
         let written = match blocking(write).await {
             Ok(written) => written,
@@ -199,7 +208,7 @@ async fn expire_silent(shared: &Shared) {
     loop {
         let interval_ms = shared.state().config.scan_not_active_broker_interval_ms;
         tokio::time::sleep(Duration::from_millis(interval_ms)).await;
-        let now_ms = shared.clock.now_ms();
+        let now_ms = shared.now_ms();
         let dropped = shared.state().table.expire(now_ms);
         for address in dropped {
             tracing::warn!(%address, "broker dropped: silent for too long");
@@ -241,7 +250,7 @@ async fn serve_connection(
 }
 
 async fn serve_request(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     command: &RemotingCommand,
     connection: ConnectionId,
     writer: &mut FrameWriter,

@@ -3,24 +3,30 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use raftmq_remoting::body::{ClusterInfo, RegisterBrokerBody, TopicRouteData};
+use raftmq_remoting::body::{ClusterInfo, RegisterBrokerBody, TopicConfig, TopicRouteData};
 use raftmq_remoting::{RemotingCommand, RequestCode, ResponseCode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 
-use super::{Registrar, RegistrarInput, register_body, serve};
-use crate::clock::manual::ManualClock;
+use super::{Announcements, RegisteredRole, Registrar, RegistrarInput, register_body, serve};
 use crate::config::{BrokerConfig, NamesrvConfig, Surroundings};
-use crate::limits::CONFIG_REQUEST_BYTES_MAX;
+use crate::limits::{
+    CONFIG_REQUEST_BYTES_MAX, NAMESRV_REGISTER_RETRY, NAMESRV_REGISTER_TIMEOUT,
+    NAMESRV_UNREGISTER_TIMEOUT,
+};
 use crate::net::Net;
 use crate::net::memory::MemoryNet;
-use crate::server::frame_io::FrameClient;
+use crate::server::frame_io::{self, FrameClient, FrameReader, FrameWriter};
 
 /// Far above what a test needs; a test that runs into it has failed.
 const LONG: Duration = Duration::from_secs(60);
+/// Far below every timeout of the registrar.
+const SOON: Duration = Duration::from_millis(500);
 
 struct Namesrv {
     net: MemoryNet,
@@ -42,8 +48,7 @@ impl Namesrv {
         let text = format!("listenPort={port}\nbindAddress=127.0.0.1\norderMessageEnable=true");
         let (config, _) = NamesrvConfig::parse_in(&text, "f", &surroundings(home)).unwrap();
         let (shutdown, watched) = watch::channel(false);
-        let clock = Arc::new(ManualClock::default());
-        let served = serve(config, Arc::new(net.clone()), clock, watched);
+        let served = serve(config, Arc::new(net.clone()), watched);
         let task = tokio::spawn(async move { served.await.unwrap() });
         Self {
             net: net.clone(),
@@ -244,15 +249,47 @@ async fn a_frame_above_the_limit_closes_the_connection() {
 }
 
 fn input(broker_id: u64, address: &str, role_epoch: u64) -> Option<RegistrarInput> {
-    let topics: RegisterBrokerBody = serde_json::from_slice(&topics("T")).unwrap();
-    let broker_address = address.to_owned();
+    input_of(broker_id, address, role_epoch, 1)
+}
+
+/// A broker with that many topics.
+fn input_of(
+    broker_id: u64,
+    address: &str,
+    role_epoch: u64,
+    count: usize,
+) -> Option<RegistrarInput> {
     Some(RegistrarInput {
+        role: role(broker_id, address, role_epoch),
+        topics: announcements(count, &Arc::default()).publish(role_epoch),
+    })
+}
+
+fn role(broker_id: u64, address: &str, role_epoch: u64) -> RegisteredRole {
+    RegisteredRole {
         broker_id,
-        broker_address,
+        broker_address: address.to_owned(),
         address_is_shared: address == "leader:1",
         role_epoch,
-        topics: Arc::new(topics),
-    })
+    }
+}
+
+/// Announces topics T, T1, ... as of change number `version`.
+fn announcements(count: usize, version: &Arc<AtomicI64>) -> Announcements {
+    let mut topics: RegisterBrokerBody = serde_json::from_slice(&topics("T")).unwrap();
+    let table = &mut topics.topic_config_serialize_wrapper.topic_config_table;
+    for number in 1..count {
+        let topic = format!("T{number}");
+        table.insert(topic.clone(), TopicConfig::new(topic, 4, 6));
+    }
+    let version = Arc::clone(version);
+    let read = move || {
+        let mut topics = topics.clone();
+        let wrapper = &mut topics.topic_config_serialize_wrapper;
+        wrapper.data_version.counter = version.load(Ordering::Relaxed);
+        topics
+    };
+    Announcements::new(Arc::new(read), 0)
 }
 
 #[tokio::test]
@@ -311,7 +348,7 @@ async fn the_registrar_follows_the_role_at_every_name_server_and_leaves_at_the_s
     }
     let failures = status
         .iter()
-        .map(|one| one.failures.load(std::sync::atomic::Ordering::Relaxed));
+        .map(|one| one.failures.load(Ordering::Relaxed));
     let failures: Vec<_> = failures.map(|count| count > 0).collect();
     assert_eq!(failures, [false, false, true]);
     first.stop().await;
@@ -412,4 +449,268 @@ async fn a_name_server_that_comes_up_late_is_found_and_delays_no_other() {
     await_addresses(&mut late.client().await, &[("2", "two:1")]).await;
     first.stop().await;
     late.stop().await;
+}
+
+/// What a name server sees that takes frames only when it is told to.
+struct Slow {
+    listener: Box<dyn crate::net::Listener>,
+}
+
+impl Slow {
+    async fn start(net: &MemoryNet) -> Self {
+        let address = "127.0.0.1:9876".parse().unwrap();
+        let listener = net.bind(address).await.unwrap();
+        Self { listener }
+    }
+
+    async fn accept(&mut self) -> (FrameReader, FrameWriter) {
+        let accepted = timeout(LONG, self.listener.accept()).await.unwrap();
+        frame_io::open(accepted.unwrap().stream, LONG)
+    }
+}
+
+async fn next(reader: &mut FrameReader) -> RemotingCommand {
+    let frame = timeout(SOON, reader.next()).await.expect("a frame soon");
+    frame.unwrap().expect("the connection stands")
+}
+
+fn named(command: &RemotingCommand) -> (i32, &str, &str) {
+    let field = |name| command.ext_fields.get(name).unwrap_or_default();
+    (command.code, field("brokerId"), field("brokerAddr"))
+}
+
+async fn take(writer: &mut FrameWriter, request: &RemotingCommand) {
+    let response = RemotingCommand::response_to(request, ResponseCode::SUCCESS);
+    writer.send(&response).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_role_goes_out_behind_a_registration_that_is_half_written() {
+    let home = tempfile::tempdir().unwrap();
+    let net = MemoryNet::default();
+    let mut slow = Slow::start(&net).await;
+    let broker = registered(&net, home.path(), &["127.0.0.1:9876"]);
+    broker.role.send_replace(input_of(2, "own:1", 1, 2_000));
+    let (mut reader, _writer) = slow.accept().await;
+    sleep(SOON).await;
+    broker.role.send_replace(input_of(0, "own:1", 2, 2_000));
+    sleep(SOON).await;
+    assert_eq!(named(&next(&mut reader).await), (103, "2", "own:1"));
+    assert_eq!(named(&next(&mut reader).await), (103, "0", "own:1"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_is_taken_out_although_the_role_changed_again_meanwhile() {
+    let home = tempfile::tempdir().unwrap();
+    let net = MemoryNet::default();
+    let mut slow = Slow::start(&net).await;
+    let broker = registered(&net, home.path(), &["127.0.0.1:9876"]);
+    broker.role.send_replace(input(2, "own:1", 1));
+    let (mut reader, mut writer) = slow.accept().await;
+    let first = next(&mut reader).await;
+    take(&mut writer, &first).await;
+    for epoch in 2..4 {
+        broker.role.send_replace(input(0, "leader:1", epoch));
+        sleep(SOON / 10).await;
+    }
+    loop {
+        let request = next(&mut reader).await;
+        take(&mut writer, &request).await;
+        if request.code == RequestCode::UNREGISTER_BROKER.0 {
+            assert_eq!(named(&request), (104, "2", "own:1"));
+            return;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_is_dropped_after_two_minutes_of_silence() {
+    let home = tempfile::tempdir().unwrap();
+    let namesrv = Namesrv::start(&MemoryNet::default(), 9876, home.path()).await;
+    let mut broker = namesrv.client().await;
+    let mut client = namesrv.client().await;
+    broker.call(register("a:1", 0), LONG).await.unwrap();
+    for _ in 0..2 {
+        sleep(Duration::from_secs(59)).await;
+        assert_eq!(code(&mut client, route("T")).await, ResponseCode::SUCCESS);
+    }
+    sleep(Duration::from_secs(8)).await;
+    let answer = code(&mut client, route("T")).await;
+    assert_eq!(answer, ResponseCode::TOPIC_NOT_EXIST);
+    namesrv.stop().await;
+}
+
+/// A registered leader whose topics change, and the other end of its connection.
+struct Telling {
+    slow: Slow,
+    broker: Registered,
+    announcements: Announcements,
+    version: Arc<AtomicI64>,
+    reader: FrameReader,
+    writer: FrameWriter,
+    _home: tempfile::TempDir,
+}
+
+impl Telling {
+    async fn start() -> Self {
+        let home = tempfile::tempdir().unwrap();
+        let net = MemoryNet::default();
+        let mut slow = Slow::start(&net).await;
+        let broker = registered(&net, home.path(), &["127.0.0.1:9876"]);
+        broker.role.send_replace(input(0, "own:1", 1));
+        let (mut reader, mut writer) = slow.accept().await;
+        let first = next(&mut reader).await;
+        take(&mut writer, &first).await;
+        sleep(SOON).await;
+        let version = Arc::default();
+        Self {
+            slow,
+            broker,
+            announcements: announcements(1, &version),
+            version,
+            reader,
+            writer,
+            _home: home,
+        }
+    }
+
+    /// Publishes the topic as change `number`, in the role of term `epoch`.
+    fn put(&mut self, number: u64, topic: &str, epoch: u64) {
+        let config = TopicConfig::new(topic, 4, 6);
+        self.announcements.note(number, Some(vec![config]));
+        self.publish(epoch);
+    }
+
+    fn publish(&self, epoch: u64) {
+        let version = self.announcements.version();
+        self.version.store(version as i64, Ordering::Relaxed);
+        self.broker.role.send_replace(Some(RegistrarInput {
+            role: role(0, "own:1", epoch),
+            topics: self.announcements.publish(epoch),
+        }));
+    }
+
+    async fn expect(&mut self, request: &str) -> RemotingCommand {
+        let command = next(&mut self.reader).await;
+        let topic = command.ext_fields.get("topic").unwrap_or_default();
+        assert_eq!(format!("{} {topic}", command.code).trim(), request);
+        command
+    }
+
+    async fn serve(&mut self, request: &str) {
+        let command = self.expect(request).await;
+        take(&mut self.writer, &command).await;
+    }
+
+    async fn expect_nothing(&mut self) {
+        assert!(timeout(SOON, self.reader.next()).await.is_err());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_topic_that_changes_is_told_alone() {
+    let mut telling = Telling::start().await;
+    telling.put(2, "A", 1);
+    telling.serve("217 A").await;
+    // Changes while the name server is slow come when it has answered, each topic once.
+    telling.put(3, "B", 1);
+    let pending = telling.expect("217 B").await;
+    for number in 4..7 {
+        telling.put(number, "C", 1);
+    }
+    telling.expect_nothing().await;
+    take(&mut telling.writer, &pending).await;
+    telling.serve("217 C").await;
+    telling.expect_nothing().await;
+    // One that is deleted is told by all that are left.
+    telling.announcements.note(7, None);
+    telling.publish(1);
+    telling.serve("103").await;
+    telling.expect_nothing().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_role_overtakes_topics_and_both_are_told_again() {
+    let mut telling = Telling::start().await;
+    telling.put(2, "A", 1);
+    let overtaken = telling.expect("217 A").await;
+    telling.publish(2);
+    let role = telling.expect("103").await;
+    telling.expect_nothing().await;
+    take(&mut telling.writer, &overtaken).await;
+    take(&mut telling.writer, &role).await;
+    telling.serve("103").await;
+    telling.serve("217 A").await;
+    telling.expect_nothing().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_server_that_knows_no_single_topics_gets_all_but_not_at_each_change() {
+    let mut telling = Telling::start().await;
+    telling.put(2, "A", 1);
+    let request = telling.expect("217 A").await;
+    let code = ResponseCode::REQUEST_CODE_NOT_SUPPORTED;
+    let unknown = RemotingCommand::response_to(&request, code);
+    telling.writer.send(&unknown).await.unwrap();
+    telling.serve("103").await;
+    let mut registrations = 0;
+    for number in 3..1_003 {
+        telling.put(number, "B", 1);
+        sleep(Duration::from_millis(1)).await;
+        while let Ok(frame) = timeout(Duration::ZERO, telling.reader.next()).await {
+            let command = frame.unwrap().unwrap();
+            assert_eq!(command.code, 103);
+            take(&mut telling.writer, &command).await;
+            registrations += 1;
+        }
+    }
+    assert!((10..=21).contains(&registrations), "{registrations}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_answers_no_more_stays_until_another_one_holds_the_registration() {
+    let mut telling = Telling::start().await;
+    telling.publish(2);
+    telling.expect("103").await;
+    sleep(NAMESRV_REGISTER_TIMEOUT).await;
+    let (mut reader, mut writer) = telling.slow.accept().await;
+    telling.expect_nothing().await;
+    let again = next(&mut reader).await;
+    assert_eq!(named(&again), (103, "0", "own:1"));
+    telling.expect_nothing().await;
+    take(&mut writer, &again).await;
+    let ended = timeout(SOON, telling.reader.next()).await.unwrap();
+    assert!(ended.unwrap().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_registration_is_tried_again_on_its_connection() {
+    let mut telling = Telling::start().await;
+    telling.publish(2);
+    let request = telling.expect("103").await;
+    let refused = RemotingCommand::response_to(&request, ResponseCode::SYSTEM_ERROR);
+    telling.writer.send(&refused).await.unwrap();
+    telling.expect_nothing().await;
+    sleep(NAMESRV_REGISTER_RETRY).await;
+    telling.serve("103").await;
+    // A new role does not wait for the pause after a refusal.
+    telling.publish(3);
+    let request = telling.expect("103").await;
+    let refused = RemotingCommand::response_to(&request, ResponseCode::SYSTEM_ERROR);
+    telling.writer.send(&refused).await.unwrap();
+    sleep(SOON / 10).await;
+    telling.publish(4);
+    telling.serve("103").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_server_that_does_not_answer_delays_the_stop_for_a_bounded_time() {
+    let Telling {
+        broker, mut reader, ..
+    } = Telling::start().await;
+    let begun = tokio::time::Instant::now();
+    broker.shutdown.send_replace(true);
+    broker.registrar.stopped().await;
+    assert_eq!(begun.elapsed(), NAMESRV_UNREGISTER_TIMEOUT);
+    assert_eq!(named(&next(&mut reader).await), (104, "0", "own:1"));
 }

@@ -51,12 +51,10 @@ pub(super) struct State {
     /// Number of changes of `kv` so far.
     pub(super) kv_changes: u64,
     pub(super) config: NamesrvConfig,
-    /// When the process began to serve, for `needWaitForService`.
-    pub(super) started_ms: u64,
 }
 
 impl State {
-    /// Answers one request.
+    /// Answers one request. `now_ms` is the time since the process began to serve.
     pub(super) fn answer(&mut self, request: Request, now_ms: u64) -> Result<Answer, Reject> {
         match request {
             Request::Kv(request) => self.answer_kv(request),
@@ -79,8 +77,13 @@ impl State {
                 self.table.seen(&address, now_ms);
                 Ok(Answer::default())
             }
-            Request::RegisterTopic { topic, on } => {
-                self.table.register_topic(&topic, on);
+            Request::RegisterTopic {
+                topic,
+                on,
+                connection,
+            } => {
+                let registered = self.table.register_topic(&topic, on, connection);
+                registered.map_err(Reject::system)?;
                 Ok(Answer::default())
             }
             Request::Route { topic } => self.route(&topic, now_ms),
@@ -181,9 +184,8 @@ impl State {
     }
 
     fn route(&self, topic: &str, now_ms: u64) -> Result<Answer, Reject> {
-        let waited_ms = now_ms.saturating_sub(self.started_ms);
         if self.config.need_wait_for_service
-            && waited_ms < self.config.wait_seconds_for_service.saturating_mul(1_000)
+            && now_ms < self.config.wait_seconds_for_service.saturating_mul(1_000)
         {
             return Err(Reject::system("name server not ready"));
         }

@@ -2,13 +2,19 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::{sync::watch, task::JoinSet, time::sleep};
+use tokio::{
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use crate::{
     broker::Broker,
     disk_guard, handler,
-    namesrv::{LEADER_BROKER_ID, RegistrarInput},
+    limits::NAMESRV_TOPICS_PAUSE,
+    namesrv::{Announcements, LEADER_BROKER_ID, ReadTopics, RegisteredRole, RegistrarInput},
     offset_commits::OffsetCommits,
+    raft::Role,
     retention, schedule, scrub,
     stats::Stats,
 };
@@ -55,7 +61,7 @@ async fn create_system_topics(broker: Arc<Broker>) {
 async fn expire_sessions(broker: Arc<Broker>) {
     loop {
         sleep(SESSION_SCAN_INTERVAL).await;
-        let changed = broker.sessions.expire(broker.clock.now_ms());
+        let changed = broker.sessions.expire(Instant::now());
         handler::notify_changed(&broker, changed);
     }
 }
@@ -78,7 +84,8 @@ async fn watch_disk(broker: Arc<Broker>) {
     }
 }
 
-/// What is registered at the name servers: changes with the role and with the topics.
+/// What is registered at the name servers: changes with the role and with the topics. A role is
+/// published at once; changes of topics are gathered for a moment after some were published.
 pub(super) fn registration(broker: &Arc<Broker>) -> watch::Receiver<Option<RegistrarInput>> {
     let (sender, receiver) = watch::channel(None);
     let broker = Arc::clone(broker);
@@ -88,33 +95,34 @@ pub(super) fn registration(broker: &Arc<Broker>) -> watch::Receiver<Option<Regis
         };
         let mut role = consensus.role();
         let mut metadata = broker.machine.metadata_changes();
+        let reader = Arc::clone(&broker);
+        let read: ReadTopics = Arc::new(move || handler::topic::topics_wrapper(&reader));
+        let mut announcements = Announcements::new(read, 0);
+        let mut published = None;
         loop {
-            let current = role.borrow_and_update().clone();
             metadata.borrow_and_update();
+            note_topics(&broker, &mut announcements);
+            let current = registered_role(&broker, &role.borrow_and_update());
             // Unknown to itself and the others, a node is not registered.
-            let input = (current.serving || current.leader.is_some()).then(|| RegistrarInput {
-                broker_id: if current.serving {
-                    LEADER_BROKER_ID
-                } else {
-                    broker.config.raft.self_id
-                },
-                broker_address: if current.serving {
-                    broker.config.leader_address()
-                } else {
-                    broker.config.broker_address()
-                },
-                address_is_shared: current.serving
-                    && broker.config.leader_service_address.is_some(),
-                role_epoch: current.term,
-                topics: Arc::new(handler::topic::topics_wrapper(&broker)),
-            });
-            if input.is_some() && sender.send(input).is_err() {
-                return;
+            if let Some(current) = current {
+                let now = Some((current.clone(), announcements.version()));
+                if published != now {
+                    let topics = announcements.publish(current.role_epoch);
+                    let role = current;
+                    if sender.send(Some(RegistrarInput { role, topics })).is_err() {
+                        return;
+                    }
+                    published = now;
+                }
             }
+            let topics_changed = async {
+                sleep(NAMESRV_TOPICS_PAUSE).await;
+                metadata.changed().await
+            };
             let ended = tokio::select! {
                 biased;
                 changed = role.changed() => changed.is_err(),
-                changed = metadata.changed() => changed.is_err(),
+                changed = topics_changed => changed.is_err(),
             };
             if ended {
                 return;
@@ -122,4 +130,33 @@ pub(super) fn registration(broker: &Arc<Broker>) -> watch::Receiver<Option<Regis
         }
     });
     receiver
+}
+
+fn registered_role(broker: &Broker, role: &Role) -> Option<RegisteredRole> {
+    let config = &broker.config;
+    (role.serving || role.leader.is_some()).then(|| RegisteredRole {
+        broker_id: if role.serving {
+            LEADER_BROKER_ID
+        } else {
+            config.raft.self_id
+        },
+        broker_address: if role.serving {
+            config.leader_address()
+        } else {
+            config.broker_address()
+        },
+        address_is_shared: role.serving && config.leader_service_address.is_some(),
+        role_epoch: role.term,
+    })
+}
+
+/// Notes what changed since the last look. A topic that is gone cannot be told by itself.
+fn note_topics(broker: &Broker, announcements: &mut Announcements) {
+    let before = announcements.version();
+    let (newest, names) = broker.machine.topics_changed_after(before);
+    if newest == before {
+        return;
+    }
+    let put = names.and_then(|names| handler::topic::registered_configs(broker, &names));
+    announcements.note(newest, put);
 }

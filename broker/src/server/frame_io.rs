@@ -1,5 +1,5 @@
-//! Frames over a stream: a reader and a writer with limits, and a small client for one request at
-//! a time. Every remoting connection of the process is made of these, whichever side opened it.
+//! Frames over a stream: a reader and a writer with limits. Every remoting connection that somebody
+//! opened to this process is made of these.
 //!
 //! Owns the read buffer and the write buffer of a connection, nothing else: what a frame means is
 //! decided by its callers. All limits are in [`crate::limits`].
@@ -21,7 +21,9 @@ use tokio::time::{Instant, Sleep};
 use crate::limits::{
     READ_AHEAD_BYTES_MAX, READ_BUFFER_BYTES_MIN, WRITE_BUFFER_BYTES_KEPT, WRITE_STALL_TIMEOUT,
 };
-use crate::net::{Net, Stream};
+#[cfg(test)]
+use crate::net::Net;
+use crate::net::Stream;
 
 /// Why a connection cannot go on. It is to be closed.
 #[derive(Debug, thiserror::Error)]
@@ -190,6 +192,7 @@ impl FrameWriter {
 }
 
 /// Why a call got no response.
+#[cfg(test)]
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CallError {
     /// No response in time.
@@ -203,7 +206,8 @@ pub(crate) enum CallError {
     Read(#[from] ConnectionError),
 }
 
-/// A client connection with one request under way at a time.
+/// A client connection with one request under way at a time, for tests.
+#[cfg(test)]
 #[derive(Debug)]
 pub(crate) struct FrameClient {
     reader: FrameReader,
@@ -211,6 +215,7 @@ pub(crate) struct FrameClient {
     opaque: i32,
 }
 
+#[cfg(test)]
 impl FrameClient {
     /// Connects to `address`, a `host:port`.
     pub(crate) async fn connect(net: &dyn Net, address: &str) -> io::Result<Self> {
@@ -236,11 +241,6 @@ impl FrameClient {
             Ok(response) => response,
             Err(_) => Err(CallError::Timeout(timeout)),
         }
-    }
-
-    /// Waits until the peer closes the connection or breaks the protocol. Cancel-safe.
-    pub(crate) async fn closed(&mut self) {
-        while let Ok(Some(_)) = self.reader.next().await {}
     }
 
     async fn exchange(&mut self, request: RemotingCommand) -> Result<RemotingCommand, CallError> {

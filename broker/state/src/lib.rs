@@ -34,7 +34,7 @@ mod tests;
 
 use std::ops::Bound;
 
-use raftmq_remoting::body::SubscriptionGroupConfig;
+use raftmq_remoting::body::{SubscriptionGroupConfig, TopicConfig};
 
 pub use crate::attributes::changed_attributes;
 pub use crate::codec::DecodeError;
@@ -79,6 +79,20 @@ impl State {
     /// The topic of that name.
     pub fn topic(&self, topic: &str) -> Option<&Topic> {
         self.topics.topics.get(topic)
+    }
+
+    /// Whether a ChangeTopic with this configuration would change nothing.
+    pub fn has_topic_as(&self, change: &TopicConfig) -> bool {
+        let Some(present) = self.topic(&change.topic_name) else {
+            return false;
+        };
+        let mut config = change.clone();
+        let changes = std::mem::take(&mut config.attributes);
+        let attributes = changed_attributes(Some(&present.config.attributes), changes);
+        attributes.is_ok_and(|attributes| {
+            config.attributes = attributes;
+            present.config == config
+        })
     }
 
     /// Every topic, sorted by name. The name is in its configuration.

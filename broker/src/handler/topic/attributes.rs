@@ -46,21 +46,15 @@ pub(in crate::handler) fn marked_change((key, value): (String, String)) -> Chang
     }
 }
 
-/// `attributes` after `changes`; refuses keys and values that topics do not have here.
-pub(super) fn changed_attributes(
-    mut attributes: BTreeMap<String, String>,
-    changes: Vec<Change>,
-) -> Result<BTreeMap<String, String>, Refusal> {
+/// Changes as a command holds them; refuses keys and values that topics do not have here.
+pub(super) fn checked_changes(changes: Vec<Change>) -> Result<BTreeMap<String, String>, Refusal> {
     let invalid = |remark: String| Refusal::new(ResponseCode::INVALID_PARAMETER, remark);
-    for (key, value) in changes {
-        let Some(value) = value else {
-            attributes.remove(&key);
-            continue;
-        };
+    for (key, value) in &changes {
+        let Some(value) = value else { continue };
         if key == "message.type" && value == "MIXED" {
             return Err(invalid("MIXED message type is not supported.".to_owned()));
         }
-        let known = ATTRIBUTES.iter().find(|(name, _)| *name == key);
+        let known = ATTRIBUTES.iter().find(|(name, _)| name == key);
         let (_, values) = known.ok_or_else(|| invalid(format!("unsupported key: {key}")))?;
         if !values.contains(&value.as_str()) {
             let wanted = values.join(", ");
@@ -68,9 +62,20 @@ pub(super) fn changed_attributes(
                 "value of {key} must be {wanted}, not '{value}'"
             )));
         }
-        attributes.insert(key, value);
     }
-    Ok(attributes)
+    Ok(marked(changes))
+}
+
+/// Changes in their order as a table with one sign for each key; the last change of a key counts.
+pub(in crate::handler) fn marked(
+    changes: impl IntoIterator<Item = Change>,
+) -> BTreeMap<String, String> {
+    let last: BTreeMap<String, Option<String>> = changes.into_iter().collect();
+    let sign = |(key, value): (String, Option<String>)| match value {
+        Some(value) => (format!("+{key}"), value),
+        None => (format!("-{key}"), String::new()),
+    };
+    last.into_iter().map(sign).collect()
 }
 
 #[cfg(test)]
@@ -79,16 +84,12 @@ mod tests {
 
     #[test]
     fn attributes_are_added_changed_and_removed() {
-        let present = BTreeMap::from([("queue.type".to_owned(), "SimpleCQ".to_owned())]);
-        let changes = vec![
-            parse_change("+message.type=FIFO").unwrap(),
-            parse_change("-queue.type").unwrap(),
-        ];
-        let changed = changed_attributes(present, changes).unwrap();
-        assert_eq!(
-            changed,
-            BTreeMap::from([("message.type".to_owned(), "FIFO".to_owned())])
-        );
+        let changes = ["+queue.type=SimpleCQ", "+message.type=FIFO", "-queue.type"];
+        let changes = changes.map(|change| parse_change(change).unwrap());
+        let changed = checked_changes(changes.into()).unwrap();
+        let expected = [("+message.type", "FIFO"), ("-queue.type", "")];
+        let expected = expected.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        assert_eq!(changed, BTreeMap::from(expected));
         for bad in [
             "+message.type=MIXED",
             "+message.type=X",
@@ -96,10 +97,7 @@ mod tests {
             "+queue.type=BatchCQ",
         ] {
             let changes = vec![parse_change(bad).unwrap()];
-            assert!(
-                changed_attributes(BTreeMap::new(), changes).is_err(),
-                "{bad}"
-            );
+            assert!(checked_changes(changes).is_err(), "{bad}");
         }
         assert!(parse_change("message.type=FIFO").is_err());
     }

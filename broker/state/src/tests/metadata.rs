@@ -65,6 +65,12 @@ fn changes_of_attributes_that_cross_each_other_both_count() {
     assert_eq!(*attributes, texts(&[("a", "2"), ("c", "3"), ("d", "4")]));
     let changed = [(4, "T".to_owned()), (5, "T".to_owned())];
     assert_eq!(out.topics_changed, changed);
+    let same = |changes| match change_topic("T", changes) {
+        Command::ChangeTopic { config } => replica.state.has_topic_as(&config),
+        _ => false,
+    };
+    assert!(same(&[("+a", "2"), ("-x", "")]));
+    assert!(!same(&[("+a", "1")]) && !same(&[("-a", "")]));
     let again = replica.apply(4, &[change_topic("T", &[("+a", "2"), ("-x", "")])]);
     assert!(!again.metadata_changed && again.topics_changed.is_empty());
 
