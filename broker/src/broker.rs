@@ -144,10 +144,11 @@ impl Broker {
     /// Whether this node serves and a quorum confirms it: what it has applied is all that was
     /// acknowledged to anybody.
     pub(crate) async fn serves_for_certain(&self) -> bool {
-        match self.consensus() {
-            Some(consensus) => self.is_serving() && consensus.confirm_leadership().await,
-            None => false,
-        }
+        let Some(consensus) = self.consensus() else {
+            return false;
+        };
+        let serving = consensus.role().borrow().serving_term();
+        serving.is_some() && is_confirmed(serving, consensus.confirm_leadership().await)
     }
 
     /// Waits until this node serves, so that tasks of the leader cost a follower nothing. Returns
@@ -170,5 +171,25 @@ impl Broker {
     #[must_use]
     pub fn takes_note(&self) -> bool {
         self.disk.takes_note(self.machine.log())
+    }
+}
+
+/// Whether a quorum has confirmed the very term that this node serves in. A leader that was replaced
+/// and elected again leads in a later one, and may not have applied yet what was acknowledged in
+/// between.
+fn is_confirmed(serving: Option<u64>, confirmed: Option<u64>) -> bool {
+    serving.is_some() && serving == confirmed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quorum_that_confirms_a_later_term_confirms_nothing() {
+        assert!(is_confirmed(Some(5), Some(5)));
+        assert!(!is_confirmed(Some(5), Some(7)));
+        assert!(!is_confirmed(Some(5), None));
+        assert!(!is_confirmed(None, None));
     }
 }

@@ -15,14 +15,14 @@ use std::{
 use raftmq_state::{EncodedCommand, PayloadBuilder, Reply};
 use tokio::{
     runtime::Handle,
-    sync::{Notify, oneshot, watch},
+    sync::{Notify, oneshot},
     time::{Instant, sleep_until},
 };
 
 use crate::{
     clock::Clock,
     metrics::Metrics,
-    raft::{Consensus, ProposeError, timed},
+    raft::{Consensus, IntakeGate, ProposeError, timed},
 };
 
 /// Bytes after which an entry is closed. Larger ones gain nothing (measured) and delay their
@@ -224,7 +224,7 @@ impl Proposer {
     }
 
     async fn run(self: Arc<Self>, consensus: Arc<Consensus>, clock: Arc<dyn Clock>) {
-        let mut paused = consensus.intake_paused();
+        let gate = consensus.intake();
         let mut in_flight: Vec<InFlight> = Vec::new();
         let mut open: std::vec::IntoIter<Waiting> = Vec::new().into_iter();
         let mut timestamp_ms = 0;
@@ -245,25 +245,26 @@ impl Proposer {
                 }
                 open = std::mem::take(&mut intake.waiting).into_iter();
             }
-            let may_send = self.in_flight.load(Ordering::SeqCst) < IN_FLIGHT_MAX
-                && open.len() > 0
-                && !*paused.borrow_and_update();
-            if may_send {
+            let may_send = self.in_flight.load(Ordering::SeqCst) < IN_FLIGHT_MAX && open.len() > 0;
+            let pass = may_send.then(|| gate.pass()).flatten();
+            if let Some(_until_raft_has_it) = pass {
                 timestamp_ms = clock.now_ms().max(timestamp_ms);
                 let entry = self.send(&consensus, &mut open, timestamp_ms).await;
                 in_flight.extend(entry);
                 continue;
             }
-            self.wait(&mut in_flight, &mut open, &mut paused).await;
+            let held = may_send.then_some(&gate);
+            self.wait(&mut in_flight, &mut open, held).await;
         }
     }
 
-    /// Waits until there may be something to do; answers what took too long.
+    /// Waits until there may be something to do; answers what took too long. `held`: what holds
+    /// back that which could be sent.
     async fn wait(
         &self,
         in_flight: &mut Vec<InFlight>,
         open: &mut std::vec::IntoIter<Waiting>,
-        paused: &mut watch::Receiver<bool>,
+        held: Option<&IntakeGate>,
     ) {
         let entry_deadline = in_flight.first().map(|entry| entry.deadline);
         let open_deadline = open
@@ -281,8 +282,7 @@ impl Proposer {
             biased;
             () = self.finished.notified() => {}
             () = self.arrived.notified(), if !full => {}
-            // An error means that consensus is gone, and then `close` follows.
-            _ = paused.changed() => {}
+            () = opened(held), if held.is_some() => {}
             () = sleep_until(deadline) => self.expire(in_flight, open),
         }
     }
@@ -353,6 +353,12 @@ impl Proposer {
             batch,
             deadline: oldest + OUTCOME_TIMEOUT,
         })
+    }
+}
+
+async fn opened(gate: Option<&IntakeGate>) {
+    if let Some(gate) = gate {
+        gate.opened().await;
     }
 }
 

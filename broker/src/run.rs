@@ -2,6 +2,7 @@
 
 mod admin;
 mod disk_threads;
+mod disk_watch;
 mod repair;
 mod stop;
 mod store;
@@ -283,7 +284,7 @@ async fn hand_over(broker: &Broker, clock: &StopClock) {
             .step("hand the leadership over", HAND_OVER_TIMEOUT, transfer)
             .await
         {
-            Some(Ok(to)) => tracing::info!(to, "handed the leadership over"),
+            Some(Ok(leader)) => tracing::info!(leader, "handed the leadership over"),
             Some(Err(error)) => tracing::warn!(%error, "hand over"),
             None => {}
         }

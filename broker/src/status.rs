@@ -27,6 +27,9 @@ pub struct RaftStatus {
     pub voters: Vec<Member>,
     /// Members that receive the log without a vote, ordered by id.
     pub learners: Vec<Member>,
+    /// Whether a change of the voters is half done: `voters` then has the old and the new ones, and
+    /// a majority of each must agree.
+    pub joint: bool,
     /// Newest entry in the log of this node.
     pub last_index: Option<u64>,
     /// Newest entry known to be on a quorum.
@@ -66,6 +69,7 @@ impl RaftStatus {
             leader_id,
             voters,
             learners,
+            joint,
             last_index: _,
             committed_index: _,
             applied_index: _,
@@ -84,6 +88,7 @@ impl RaftStatus {
             || *ready != other.ready
             || *voters != other.voters
             || *learners != other.learners
+            || *joint != other.joint
             || *addresses != other.addresses
             || *node_id != other.node_id
             || *group != other.group
@@ -180,6 +185,7 @@ pub(crate) mod sample {
             leader_id: Some(1),
             voters: vec![member(1), member(2), member(3)],
             learners: vec![],
+            joint: false,
             last_index: Some(120),
             committed_index: Some(119),
             applied_index: Some(118),
@@ -230,7 +236,7 @@ mod tests {
                 {"id": 2, "address": "127.0.0.1:40912", "incarnation": "disk-2"},
                 {"id": 3, "address": "127.0.0.1:40913", "incarnation": "disk-3"},
             ],
-            "learners": [],
+            "learners": [], "joint": false,
             "lastIndex": 120, "committedIndex": 119, "appliedIndex": 118, "purgedIndex": null,
             "peers": [{"id": 2, "matchedIndex": 117, "lagEntries": 3}],
             "ready": true, "notReadyReason": null,

@@ -359,6 +359,7 @@ fn to_message(status: &RaftStatus) -> admin::NodeStatus {
         incarnation: status.incarnation.clone(),
         initialized: status.initialized,
         has_quorum: status.has_quorum,
+        joint: status.joint,
     }
 }
 

@@ -4,10 +4,12 @@
 //! openraft's `ensure_linearizable` is not enough (0.10.0-alpha.37): of appends that end at the same
 //! entry it takes the answer to the first for one to the last. After a partition such an answer may
 //! come from before it, and a leader that was replaced meanwhile believes that it still leads. Here
-//! a connection carries one question at a time and ends when the answer does not come.
+//! a connection carries one question at a time and ends when the answer does not come. A round does
+//! not wait for the slower ones; their answers come during a later round, for which they do not
+//! count.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -19,7 +21,8 @@ use futures::{
     stream::FuturesUnordered,
 };
 use openraft::{
-    Raft,
+    Raft, ServerState,
+    async_runtime::watch::WatchReceiver,
     network::{RPCOption, RaftNetworkV2},
     raft::{AppendEntriesRequest, AppendEntriesResponse},
 };
@@ -33,21 +36,22 @@ use super::{
 
 /// Longest wait for a quorum. One that is there answers within milliseconds.
 const ROUND_TIMEOUT: Duration = Duration::from_millis(500);
+/// Longest wait for one answer. A connection that brings none may lead nowhere and is replaced.
+const ANSWER_TIMEOUT: Duration = ROUND_TIMEOUT;
 
 /// Asks for this node. Questions of the same moment share a round.
 #[derive(Debug)]
 pub(super) struct Confirmer {
     raft: Raft<TypeConfig, RaftMachine>,
     own_id: u64,
-    transport: Transport,
     runtime: Handle,
     /// The round that has not begun yet.
     next: Mutex<Option<Round>>,
     /// Held during a round, by the task of the round alone.
-    clients: tokio::sync::Mutex<BTreeMap<u64, (PeerNode, PeerClient)>>,
+    peers: tokio::sync::Mutex<Peers>,
 }
 
-type Round = Shared<BoxFuture<'static, bool>>;
+type Round = Shared<BoxFuture<'static, Option<u64>>>;
 
 impl Confirmer {
     pub(super) fn new(
@@ -59,22 +63,22 @@ impl Confirmer {
         Arc::new(Self {
             raft,
             own_id,
-            transport,
             runtime,
             next: Mutex::default(),
-            clients: tokio::sync::Mutex::default(),
+            peers: tokio::sync::Mutex::new(Peers::new(own_id, transport)),
         })
     }
 
-    /// Whether nobody else led at any time between this call and the answer.
-    pub(super) fn confirm(self: &Arc<Self>) -> impl Future<Output = bool> + use<> {
+    /// The term in which this node leads, if nobody else led at any time between this call and the
+    /// answer.
+    pub(super) fn confirm(self: &Arc<Self>) -> impl Future<Output = Option<u64>> + use<> {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(round) = &*next {
             return round.clone();
         }
         let this = Arc::clone(self);
         let work = self.runtime.spawn(async move {
-            let mut clients = this.clients.lock().await;
+            let mut peers = this.peers.lock().await;
             // Whoever asks from here on may know of something that the answers do not.
             let begun = this
                 .next
@@ -82,61 +86,136 @@ impl Confirmer {
                 .unwrap_or_else(PoisonError::into_inner)
                 .take();
             drop(begun);
-            let asked = timeout(ROUND_TIMEOUT, this.ask(&mut clients)).await;
-            asked.unwrap_or(false)
+            let asked = timeout(ROUND_TIMEOUT, this.ask(&mut peers)).await;
+            asked.unwrap_or(None)
         });
-        let round = work.map(|done| done.unwrap_or(false)).boxed().shared();
+        let round = work.map(|done| done.unwrap_or(None)).boxed().shared();
         *next = Some(round.clone());
         round
     }
 
-    async fn ask(&self, clients: &mut BTreeMap<u64, (PeerNode, PeerClient)>) -> bool {
+    async fn ask(&self, peers: &mut Peers) -> Option<u64> {
+        // A leader that was taken out of the group keeps its vote and leads no more: to ask would
+        // only keep the others from electing.
+        if self.raft.metrics().borrow_watched().state != ServerState::Leader {
+            return None;
+        }
         let state = self.raft.with_raft_state(|state| {
             let membership = Arc::clone(state.membership_state.effective());
             (*state.vote_ref(), membership)
         });
-        let Ok((vote, membership)) = state.await else {
-            return false;
-        };
+        let (vote, membership) = state.await.ok()?;
         if !vote.committed || vote.leader_id.voted_for != self.own_id {
-            return false;
+            return None;
         }
-        clients.retain(|id, (node, _)| membership.get_node(id) == Some(node));
-        for (id, node) in membership.nodes() {
-            if *id != self.own_id && !clients.contains_key(id) {
-                let client = self.transport.heartbeat_client(*id, node);
-                clients.insert(*id, (node.clone(), client));
-            }
-        }
-        let mut answers: FuturesUnordered<_> = clients
-            .iter_mut()
-            .map(|(id, (_, client))| follows(*id, client, vote))
-            .collect();
-        let mut following = vec![self.own_id];
-        while !is_quorum(&membership, &following) {
-            match answers.next().await {
-                Some((id, true)) => following.push(id),
-                Some((_, false)) => {}
-                None => return false,
-            }
+        if !peers.follow(&membership, vote).await {
+            return None;
         }
         // Its own voice counts if it has voted for nobody else meanwhile.
         let own = self.raft.with_raft_state(|state| *state.vote_ref()).await;
-        own.is_ok_and(|own| own == vote)
+        (own.ok()? == vote).then_some(vote.leader_id.term)
+    }
+}
+
+/// Connections to the other members, and the questions that are under way.
+#[derive(Debug)]
+struct Peers {
+    own_id: u64,
+    transport: Transport,
+    idle: BTreeMap<u64, (PeerNode, PeerClient)>,
+    asked: FuturesUnordered<BoxFuture<'static, Answer>>,
+    /// Whose questions these are.
+    busy: BTreeSet<u64>,
+    /// Number of the round.
+    round: u64,
+}
+
+/// The answer of a peer, and what comes back with it.
+struct Answer {
+    id: u64,
+    node: PeerNode,
+    client: PeerClient,
+    round: u64,
+    follows: bool,
+}
+
+impl Peers {
+    fn new(own_id: u64, transport: Transport) -> Self {
+        Self {
+            own_id,
+            transport,
+            idle: BTreeMap::new(),
+            asked: FuturesUnordered::new(),
+            busy: BTreeSet::new(),
+            round: 0,
+        }
+    }
+
+    /// Whether a quorum follows the leader with this vote, asked from now on.
+    async fn follow(&mut self, membership: &StoredMembership, vote: Vote) -> bool {
+        self.round += 1;
+        self.idle
+            .retain(|id, (node, _)| membership.get_node(id) == Some(node));
+        for (id, node) in membership.nodes() {
+            if *id != self.own_id && !self.busy.contains(id) {
+                self.question(*id, node, vote);
+            }
+        }
+        let mut following = vec![self.own_id];
+        while !is_quorum(membership, &following) {
+            let Some(answer) = self.asked.next().await else {
+                return false;
+            };
+            self.busy.remove(&answer.id);
+            let Some(node) = membership.get_node(&answer.id) else {
+                continue;
+            };
+            if *node == answer.node {
+                self.idle.insert(answer.id, (answer.node, answer.client));
+            }
+            if answer.round != self.round {
+                // It was asked before the round began, so that it may not know enough.
+                self.question(answer.id, node, vote);
+            } else if answer.follows {
+                following.push(answer.id);
+            }
+        }
+        true
+    }
+
+    /// Asks one peer in this round.
+    fn question(&mut self, id: u64, node: &PeerNode, vote: Vote) {
+        let kept = self.idle.remove(&id);
+        let (node, mut client) = kept.unwrap_or_else(|| {
+            let client = self.transport.heartbeat_client(id, node);
+            (node.clone(), client)
+        });
+        let round = self.round;
+        let question = async move {
+            let follows = timeout(ANSWER_TIMEOUT, follows(&mut client, vote)).await;
+            Answer {
+                id,
+                node,
+                client,
+                round,
+                follows: follows.unwrap_or(false),
+            }
+        };
+        self.busy.insert(id);
+        self.asked.push(question.boxed());
     }
 }
 
 /// Whether a peer takes a heartbeat with this vote: then it has voted for no later leader.
-async fn follows(id: u64, client: &mut PeerClient, vote: Vote) -> (u64, bool) {
+async fn follows(client: &mut PeerClient, vote: Vote) -> bool {
     let heartbeat = AppendEntriesRequest {
         vote,
         prev_log_id: None,
         entries: Vec::new(),
         leader_commit: None,
     };
-    let answer = client.append_entries(heartbeat, RPCOption::new(ROUND_TIMEOUT));
-    let follows = matches!(answer.await, Ok(AppendEntriesResponse::Success));
-    (id, follows)
+    let answer = client.append_entries(heartbeat, RPCOption::new(ANSWER_TIMEOUT));
+    matches!(answer.await, Ok(AppendEntriesResponse::Success))
 }
 
 /// Whether these nodes are a majority in each of the configurations in force.

@@ -23,7 +23,7 @@ use raftmq_store::{RangeAnswer, RangeRequest};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
-    forward, guard,
+    candidate, forward, guard,
     machine::snapshot_meta,
     members::Members,
     peer::{self, Local},
@@ -88,7 +88,11 @@ fn small_frame(kind: Kind, body: &Bytes) -> Option<Bytes> {
             let (vote, last) = guard::decode_answer(raw).ok()??;
             guard::encode_answer(&vote, Some(&last))
         }
-        Kind::SnapshotChunk | Kind::TransferResult | Kind::EndLost => wire::encode_raw(kind, body),
+        Kind::MayLead => candidate::encode_question(candidate::decode_question(raw).ok()?),
+        Kind::TransferResult | Kind::MayLeadResult => {
+            candidate::encode_answer(kind, &candidate::decode_answer(body))
+        }
+        Kind::SnapshotChunk | Kind::EndLost => wire::encode_raw(kind, body),
         Kind::Append | Kind::AppendResult | Kind::Forward | Kind::ForwardResult => return None,
     })
 }
@@ -113,6 +117,8 @@ pub fn raft_frame_examples() -> Vec<Vec<u8>> {
         wire::encode_vote_result(&VoteResponse::new(vote, Some(id), true)),
         wire::encode_transfer(&transfer),
         wire::encode_raw(Kind::TransferResult, b"no"),
+        candidate::encode_question(1),
+        wire::encode_raw(Kind::MayLeadResult, b"no"),
         wire::encode_snapshot_begin(&vote, 1000),
         wire::encode_raw(Kind::SnapshotChunk, b"bytes"),
         wire::encode_vote_only(Kind::SnapshotResult, &vote),
@@ -279,7 +285,7 @@ mod tests {
             assert_eq!(raft_frame(frame).as_ref(), Some(frame));
         }
         let kinds: BTreeSet<u8> = examples.iter().map(|frame| frame[4]).collect();
-        assert_eq!(kinds, (1..=18).collect());
+        assert_eq!(kinds, (1..=18).chain(21..=22).collect());
     }
 
     #[test]

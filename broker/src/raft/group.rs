@@ -3,21 +3,36 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Display,
+    future::Future,
     io,
     sync::Arc,
+    time::Duration,
 };
 
 use openraft::{
-    ChangeMembers,
+    ChangeMembers, Raft, ServerState,
+    async_runtime::watch::WatchReceiver,
     errors::{ClientWriteError, InitializeError, RaftError},
+    metrics::RaftServerMetrics,
 };
-use tokio::sync::OwnedMutexGuard;
+use tokio::{
+    sync::OwnedMutexGuard,
+    time::{sleep, timeout},
+};
 
 use super::{
     ChangeError, Consensus,
+    machine::RaftMachine,
     types::{Membership, PeerNode, StoredMembership, TypeConfig, decode_membership},
 };
 use crate::{config::RaftConfig, host::blocking, status::Member};
+
+/// Longest wait for another change of the members to end. One with a healthy quorum takes
+/// milliseconds.
+const TURN_TIMEOUT: Duration = Duration::from_secs(3);
+/// Pause before a change that another leader has begun is tried to be finished again: this one has
+/// lost its quorum or its role for the moment.
+const FINISH_PAUSE: Duration = Duration::from_millis(500);
 
 /// What came of the first entry of a group.
 enum Formed {
@@ -168,8 +183,9 @@ impl Consensus {
             address,
             incarnation: incarnation.clone(),
         };
-        let added = self.raft.add_learner(id, node, false).await;
-        added.map_err(change_error)?;
+        let raft = self.raft.clone();
+        let added = self.change(async move { raft.add_learner(id, node, false).await });
+        added.await?;
         // A member that was added meanwhile stays as it is.
         check_same(&*self.membership().await?, id, &incarnation)
     }
@@ -184,13 +200,75 @@ impl Consensus {
                 "a group needs at least one voter".into(),
             ));
         }
+        let raft = self.raft.clone();
         let change = ChangeMembers::ReplaceAllVoters(voters.into_iter().collect());
-        self.raft
-            .change_membership(change, false)
+        self.change(async move { raft.change_membership(change, false).await })
             .await
-            .map(|_| ())
-            .map_err(change_error)
     }
+
+    /// Makes a change of the members, one at a time. It takes two entries in the log, so it is
+    /// carried out to its end also when the caller goes away.
+    async fn change<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, WriteError>> + Send + 'static,
+    ) -> Result<(), ChangeError> {
+        let busy = |_| ChangeError::Busy("another change of the members");
+        let turn = timeout(TURN_TIMEOUT, Arc::clone(&self.changing).lock_owned());
+        let turn = turn.await.map_err(busy)?;
+        let done = self.runtime.spawn(async move {
+            let result = work.await;
+            drop(turn);
+            result.map(|_| ()).map_err(change_error)
+        });
+        done.await
+            .unwrap_or_else(|error| Err(ChangeError::Raft(error.to_string())))
+    }
+}
+
+/// Finishes changes of the voters that a leader before this one has begun, while this node leads: as
+/// long as the old and the new voters must both agree, the group bears fewer failures.
+pub(super) async fn finish_changes(
+    raft: Raft<TypeConfig, RaftMachine>,
+    changing: Arc<tokio::sync::Mutex<()>>,
+) {
+    let mut metrics = raft.server_metrics();
+    loop {
+        let unfinished = unfinished(&metrics.borrow_and_update());
+        if unfinished.is_none() {
+            if metrics.changed().await.is_err() {
+                // Raft has stopped.
+                return;
+            }
+            continue;
+        }
+        // A change that is under way here finishes itself.
+        let turn = changing.lock().await;
+        let unfinished = self::unfinished(&metrics.borrow_and_update());
+        if let Some(voters) = unfinished {
+            tracing::info!(?voters, "finish a change of the voters");
+            let change = ChangeMembers::ReplaceAllVoters(voters);
+            if let Err(error) = raft.change_membership(change, false).await {
+                tracing::warn!(%error, "finish a change of the voters");
+                sleep(FINISH_PAUSE).await;
+            }
+        }
+        drop(turn);
+    }
+}
+
+/// The new voters of a change whose first entry is committed, if this node leads.
+fn unfinished(metrics: &RaftServerMetrics<TypeConfig>) -> Option<BTreeSet<u64>> {
+    let stored = &metrics.membership_config;
+    let committed = stored.log_id() == metrics.committed_membership_config.log_id();
+    let leads = metrics.state == ServerState::Leader;
+    (leads && committed && is_joint(stored))
+        .then(|| stored.membership().get_joint_config().last().cloned())
+        .flatten()
+}
+
+/// Whether a change of the voters is half done.
+pub(super) fn is_joint(membership: &StoredMembership) -> bool {
+    membership.membership().get_joint_config().len() > 1
 }
 
 /// The members of a new group, checked.
@@ -252,7 +330,9 @@ fn check_same(
     }
 }
 
-fn change_error(error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> ChangeError {
+type WriteError = RaftError<TypeConfig, ClientWriteError<TypeConfig>>;
+
+fn change_error(error: WriteError) -> ChangeError {
     match error {
         RaftError::APIError(
             ClientWriteError::ForwardToLeader(_) | ClientWriteError::LogEntryDiscarded(_),

@@ -143,6 +143,19 @@ impl VoteGuard {
         )))
     }
 
+    /// Whether this node may take over from a leader.
+    ///
+    /// # Errors
+    /// The reason why not.
+    pub(super) fn check_stand(&self) -> Result<(), String> {
+        self.check_vote().map_err(|error| error.to_string())?;
+        if self.would_stand.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        let id = self.transport.local.id;
+        Err(format!("the disk of node {id} is full"))
+    }
+
     /// Whether entries and heartbeats may be taken from `peer`. A guarded node first tells it that
     /// it lost entries, and learns where that leader's log ends.
     ///

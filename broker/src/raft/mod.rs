@@ -4,11 +4,13 @@
 //! request to the leader, change the group. Raft's tasks run on a runtime of their own with one
 //! thread, so that a burst of client work never delays a heartbeat.
 
+mod candidate;
 mod catch_up;
 mod confirm;
 mod dead_leader;
 mod forward;
 pub(crate) mod fuzzing;
+mod gate;
 mod group;
 mod guard;
 mod log_store;
@@ -23,6 +25,7 @@ mod server;
 mod start;
 #[cfg(test)]
 mod suite_test;
+mod transfer;
 mod transport;
 mod types;
 mod watch_role;
@@ -46,10 +49,11 @@ use raftmq_store::CommitLog;
 use tokio::{
     runtime::Handle,
     sync::{oneshot, watch},
-    time::{Instant, sleep, timeout},
+    time::{Instant, sleep},
 };
 
 use self::{
+    candidate::Candidate,
     confirm::Confirmer,
     forward::Forwarder,
     guard::VoteGuard,
@@ -60,17 +64,20 @@ use self::{
     runtime::observe_polls,
     server::RaftServer,
     start::{raft_config, raft_machine, serve_peers, start_raft, start_runtime},
+    transfer::Transfers,
     transport::Transport,
     types::{Batch, Callback, TypeConfig},
+};
+pub(crate) use self::{
+    candidate::Stalls,
+    gate::IntakeGate,
+    repair::{Asked, RepairPeers, blocking},
+    runtime::timed,
 };
 pub use self::{
     forward::ForwardError,
     server::{ForwardHandler, ForwardOutcome},
     watch_role::Role,
-};
-pub(crate) use self::{
-    repair::{Asked, RepairPeers, blocking},
-    runtime::timed,
 };
 use crate::{
     checkpoint::{Checkpoints, MembershipRecord},
@@ -85,10 +92,8 @@ use crate::{
 
 /// Log filter of the engine, which tells every step at info.
 pub const RAFT_LOG_FILTER: &str = "openraft=error";
-/// Longest wait for the target of a transfer to have everything, and then to have taken over.
-const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
-/// Pause between looks at the target's progress.
-const TRANSFER_POLL: Duration = Duration::from_millis(1);
+/// Pause between looks whether Raft has taken a snapshot or purged.
+const PURGE_POLL: Duration = Duration::from_millis(1);
 /// How long the answer of a deposed leader is waited for once its successor is known. One that hands
 /// over answers what it has taken within milliseconds.
 const LATE_ANSWER_MAX: Duration = Duration::from_millis(300);
@@ -126,6 +131,9 @@ pub enum ChangeError {
     /// The node or group is not the one that the request is meant for.
     #[error("{0}")]
     Precondition(String),
+    /// Another one is under way. Nothing was done.
+    #[error("{0} is under way")]
+    Busy(&'static str),
     /// Raft refused.
     #[error("raft: {0}")]
     Raft(String),
@@ -187,8 +195,11 @@ pub struct Consensus {
     checkpoints: Arc<Checkpoints>,
     /// Set before Raft is stopped on purpose.
     stopping: Arc<AtomicBool>,
-    /// True while a transfer is under way: the proposer then holds back.
-    intake_paused: watch::Sender<bool>,
+    intake: IntakeGate,
+    transfers: Arc<Transfers>,
+    stalls: Arc<Stalls>,
+    /// Held during a change of the members.
+    changing: Arc<tokio::sync::Mutex<()>>,
     pulse: Pulse,
     /// Held while the group is formed: two calls at a time must not both find no group.
     forming: Arc<tokio::sync::Mutex<()>>,
@@ -225,19 +236,27 @@ impl Consensus {
         let raft = start_raft(&runtime, config, &transport, store, machine).await?;
         let guard = VoteGuard::start(&runtime, &raft, &transport, &parts);
         let heard = Pulse::new();
+        let stalls = Arc::new(Stalls::default());
+        let candidate = Candidate {
+            id: local.id,
+            raft: raft.clone(),
+            guard: Arc::clone(&guard),
+            log: Arc::clone(&log),
+            stalls: Arc::clone(&stalls),
+        };
         let server = RaftServer {
             raft: raft.clone(),
             local: local.clone(),
             formation: parts.raft.formation,
             boundary,
             guard: Arc::clone(&guard),
+            candidate,
             forwards: parts.forwards,
             heard: heard.clone(),
             log: Arc::clone(&log),
             room: parts.room,
             metrics: Arc::clone(&parts.metrics),
         };
-        serve_peers(&runtime, server, parts.listener);
         let confirmer = Confirmer::new(raft.clone(), local.id, transport.clone(), runtime.clone());
         let stopping = Arc::new(AtomicBool::new(false));
         let pulse = pulse_of(&runtime, raft.clone());
@@ -250,6 +269,17 @@ impl Consensus {
             Arc::clone(&stopping),
             parts.metrics,
         );
+        let intake = IntakeGate::default();
+        let transfers = Arc::new(Transfers {
+            raft: raft.clone(),
+            transport: transport.clone(),
+            runtime: runtime.clone(),
+            role: watched.role.clone(),
+            intake: intake.clone(),
+            turn: Arc::default(),
+        });
+        let changing = Arc::default();
+        runtime.spawn(group::finish_changes(raft.clone(), Arc::clone(&changing)));
         let consensus = Arc::new(Self {
             raft,
             local,
@@ -257,20 +287,25 @@ impl Consensus {
             confirmer,
             guard,
             forwarder: Forwarder::new(transport, runtime.clone()),
-            runtime,
+            runtime: runtime.clone(),
             role: watched.role,
             status: watched.status,
             snapshot_target,
             checkpoints: parts.checkpoints,
             stopping,
-            intake_paused: watch::Sender::new(false),
+            intake,
+            transfers,
+            stalls,
+            changing,
             pulse,
             forming: Arc::default(),
             _stop: stop,
         });
         if parts.raft.formation == GroupFormation::Peers {
+            // Before the first vote: a node that has the first entry knows who belongs to the group.
             consensus.form_group_of_peers(&parts.raft).await?;
         }
+        serve_peers(&runtime, server, parts.listener);
         Ok(consensus)
     }
 
@@ -294,9 +329,9 @@ impl Consensus {
         self.guard.stand(may);
     }
 
-    /// True while new batches should be held back because the leadership moves.
-    pub(crate) fn intake_paused(&self) -> watch::Receiver<bool> {
-        self.intake_paused.subscribe()
+    /// Through which new batches go to Raft, unless the leadership moves.
+    pub(crate) fn intake(&self) -> IntakeGate {
+        self.intake.clone()
     }
 
     /// Proposes a batch of `count` commands. `done` runs exactly once, on the task that applies
@@ -346,9 +381,10 @@ impl Consensus {
         }
     }
 
-    /// Whether a quorum confirms that this node leads now. A leader that was cut off or paused does
-    /// not know at once that it was replaced: until then it would answer with what was true before.
-    pub(crate) async fn confirm_leadership(&self) -> bool {
+    /// The term in which a quorum confirms that this node leads now. A leader that was cut off or
+    /// paused does not know at once that it was replaced: until then it would answer with what was
+    /// true before.
+    pub(crate) async fn confirm_leadership(&self) -> Option<u64> {
         self.confirmer.confirm().await
     }
 
@@ -371,83 +407,31 @@ impl Consensus {
             .await
     }
 
-    /// Hands the leadership to `to`, or to the follower that has most of the log. New batches
-    /// wait meanwhile, so that no send fails.
+    /// Hands the leadership to `to`, or to the follower that has most of the log and may lead; who
+    /// leads in the end. New batches wait meanwhile, so that no send fails. If nobody takes over,
+    /// this node goes on leading. Also done if the caller goes away.
     ///
     /// # Errors
-    /// When this node does not lead, `to` is not a voter, or it does not catch up in time.
+    /// When this node does not lead, `to` is not another voter, or nobody takes over in time.
     pub async fn transfer_leader(&self, to: Option<u64>) -> Result<u64, ChangeError> {
-        let metrics = self.raft.metrics();
-        let target = {
-            let metrics = metrics.borrow_watched();
-            if metrics.current_leader != Some(metrics.id) {
-                return Err(ChangeError::NotLeader);
-            }
-            let voters: Vec<u64> = metrics
-                .membership_config
-                .voter_ids()
-                .filter(|id| *id != metrics.id)
-                .collect();
-            let matched = |id: &u64| {
-                let replication = metrics.replication.as_ref()?;
-                replication.get(id)?.as_ref().map(openraft::LogId::index)
-            };
-            match to {
-                Some(id) if voters.contains(&id) => id,
-                Some(id) => {
-                    return Err(ChangeError::Invalid(format!(
-                        "node {id} is not another voter"
-                    )));
-                }
-                None => voters
-                    .into_iter()
-                    .max_by_key(matched)
-                    .ok_or_else(|| ChangeError::Invalid("the group has no other voter".into()))?,
-            }
-        };
-        self.intake_paused.send_replace(true);
-        let result = timeout(TRANSFER_TIMEOUT, self.hand_over(target)).await;
-        self.intake_paused.send_replace(false);
-        match result {
-            Ok(result) => result.map(|()| target),
-            Err(_) => Err(ChangeError::Timeout(
-                "leadership transfer",
-                TRANSFER_TIMEOUT,
-            )),
-        }
+        self.transfers.hand_over(to, 0).await
     }
 
-    async fn hand_over(&self, target: u64) -> Result<(), ChangeError> {
-        let metrics = self.raft.metrics();
-        loop {
-            let caught_up = {
-                let metrics = metrics.borrow_watched();
-                let replication = metrics.replication.as_ref();
-                let matched = replication
-                    .ok_or(ChangeError::NotLeader)?
-                    .get(&target)
-                    .and_then(|id| id.as_ref().map(openraft::LogId::index));
-                matched.is_some() && matched == metrics.last_log_index
-            };
-            if caught_up {
-                break;
-            }
-            sleep(TRANSFER_POLL).await;
-        }
-        let raft_error =
-            |error: openraft::errors::Fatal<TypeConfig>| ChangeError::Raft(error.to_string());
-        self.raft
-            .trigger()
-            .transfer_leader(target)
-            .await
-            .map_err(raft_error)?;
-        let mut role = self.role.clone();
-        let moved = role
-            .wait_for(|role| !role.serving && role.leader.is_some())
-            .await;
+    /// As [`Self::transfer_leader`], to a follower whose disk is better than this node's.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn leave_stalled_disk(&self) -> Result<u64, ChangeError> {
+        let in_a_row = self.stalls.in_a_row().saturating_add(1);
+        let moved = self.transfers.hand_over(None, in_a_row).await;
+        // Also if nobody took over: it is not tried again at once.
+        self.stalls.note(in_a_row, true);
         moved
-            .map(|_| ())
-            .map_err(|error| ChangeError::Raft(error.to_string()))
+    }
+
+    /// Hand-overs because of stalled disks.
+    pub(crate) fn stalls(&self) -> &Stalls {
+        &self.stalls
     }
 
     /// Purges the log up to the checkpoint at `index`: makes it Raft's snapshot first, so that a
@@ -489,7 +473,7 @@ impl Consensus {
             if Instant::now() >= deadline {
                 return Err(ChangeError::Timeout(what, PURGE_STEP_TIMEOUT));
             }
-            sleep(TRANSFER_POLL).await;
+            sleep(PURGE_POLL).await;
         }
         Ok(())
     }

@@ -14,6 +14,7 @@ use tokio::{
 };
 
 use super::{
+    candidate::{self, Agreed, Candidate},
     guard::{self, VoteGuard},
     log_store::SnapshotBoundary,
     machine::{RaftMachine, receive_snapshot},
@@ -77,6 +78,7 @@ pub(crate) struct RaftServer {
     pub formation: GroupFormation,
     pub boundary: SnapshotBoundary,
     pub guard: Arc<VoteGuard>,
+    pub candidate: Candidate,
     pub forwards: Arc<dyn ForwardHandler>,
     /// Beats with the heartbeats of a leader.
     pub heard: Pulse,
@@ -246,6 +248,7 @@ impl RaftServer {
         mut connection: PeerConnection,
         hello: &Hello,
     ) -> Result<(), io::Error> {
+        let mut agreed = None;
         while let Some((kind, body)) = connection.reader.next().await? {
             if matches!(kind, Kind::Vote | Kind::PreVote | Kind::Transfer) {
                 self.check_electoral(hello).await?;
@@ -267,12 +270,15 @@ impl RaftServer {
                 }
                 Kind::Transfer => {
                     let request = wire::decode_transfer(body)?;
-                    let response = self.raft.handle_transfer_leader(request).await;
-                    let reason = match response.map_err(io::Error::other)? {
-                        Ok(()) => String::new(),
-                        Err(error) => error.to_string(),
-                    };
-                    wire::encode_raw(Kind::TransferResult, reason.as_bytes())
+                    let answer = self.candidate.take_over(request, agreed.take()).await?;
+                    candidate::encode_answer(Kind::TransferResult, &answer)
+                }
+                Kind::MayLead => {
+                    let stalls = candidate::decode_question(body)?;
+                    let answer = self.may_lead(hello, stalls).await;
+                    let frame = candidate::encode_answer(Kind::MayLeadResult, &answer);
+                    agreed = answer.ok();
+                    frame
                 }
                 Kind::SnapshotBegin => self.snapshot(body, &mut connection.reader).await?,
                 _ => return Err(wire::malformed("control")),
@@ -280,6 +286,13 @@ impl RaftServer {
             connection.writer.send(&answer).await?;
         }
         Ok(())
+    }
+
+    /// Whether this node may take over from the sender of `hello`, or why not.
+    async fn may_lead(&self, hello: &Hello, stalls: u8) -> Result<Agreed, String> {
+        let electoral = self.check_electoral(hello).await;
+        electoral.map_err(|error| error.to_string())?;
+        self.candidate.may_lead(stalls).await
     }
 
     async fn snapshot(&self, begin: Bytes, reader: &mut PeerReader) -> Result<Bytes, io::Error> {

@@ -28,6 +28,7 @@ use openraft::{
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
+    candidate,
     machine::SnapshotData,
     peer::{self, Local, PeerConnection, PeerReader, PeerWriter},
     types::{PeerNode, Snapshot, TypeConfig, Vote},
@@ -89,6 +90,11 @@ impl Transport {
     /// A client for heartbeats beside openraft's own.
     pub(crate) fn heartbeat_client(&self, target: u64, node: &PeerNode) -> PeerClient {
         self.client(target, node, Channel::Heartbeat)
+    }
+
+    /// A client for questions and requests that openraft does not know.
+    pub(crate) fn control_client(&self, target: u64, node: &PeerNode) -> PeerClient {
+        self.client(target, node, Channel::Control)
     }
 }
 
@@ -266,15 +272,15 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         request: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let frame = wire::encode_transfer(&request);
         let limit = option.hard_ttl().max(HEARTBEAT_FLOOR);
-        let body = self.call(&frame, Kind::TransferResult, limit).await?;
-        if body.is_empty() {
-            Ok(Ok(()))
+        let answer = if *request.to_node_id() == self.dialer.target {
+            self.take_over(&request, 0, limit).await
         } else {
-            let reason = String::from_utf8_lossy(&body).into_owned();
-            Err(RPCError::Network(NetworkError::from_string(reason)))
-        }
+            self.transfer(&request, limit).await
+        };
+        answer
+            .map(Ok)
+            .map_err(|reason| RPCError::Network(NetworkError::from_string(reason)))
     }
 
     fn backoff(&self) -> Option<Backoff> {
@@ -286,6 +292,39 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
 const HEARTBEAT_FLOOR: Duration = Duration::from_millis(500);
 
 impl PeerClient {
+    /// Asks whether the peer may lead; the reason why not. `stalls`: see
+    /// [`candidate::encode_question`].
+    pub(super) async fn may_lead(&mut self, stalls: u8, limit: Duration) -> Result<(), String> {
+        let question = candidate::encode_question(stalls);
+        let answer = self.call(&question, Kind::MayLeadResult, limit).await;
+        let target = self.dialer.target;
+        let body = answer.map_err(|error| format!("ask node {target}: {error}"))?;
+        candidate::decode_answer(&body)
+    }
+
+    /// Asks once more, and then the peer to take over; the reason why it does not.
+    pub(super) async fn take_over(
+        &mut self,
+        request: &TransferLeaderRequest<TypeConfig>,
+        stalls: u8,
+        limit: Duration,
+    ) -> Result<(), String> {
+        self.may_lead(stalls, limit).await?;
+        self.transfer(request, limit).await
+    }
+
+    async fn transfer(
+        &mut self,
+        request: &TransferLeaderRequest<TypeConfig>,
+        limit: Duration,
+    ) -> Result<(), String> {
+        let frame = wire::encode_transfer(request);
+        let answer = self.call(&frame, Kind::TransferResult, limit).await;
+        let target = self.dialer.target;
+        let body = answer.map_err(|error| format!("tell node {target}: {error}"))?;
+        candidate::decode_answer(&body)
+    }
+
     async fn send_snapshot(
         &mut self,
         vote: Vote,

@@ -16,7 +16,8 @@ use tokio::{
 };
 
 use super::{
-    catch_up::CatchUp, machine::RaftMachine, peer::Local, pulse::Pulse, types::TypeConfig,
+    catch_up::CatchUp, group::is_joint, machine::RaftMachine, peer::Local, pulse::Pulse,
+    types::TypeConfig,
 };
 use crate::status::{Member, NodeAddresses, PeerProgress, RaftRole, RaftStatus};
 use crate::{host::end_process, metrics::Metrics};
@@ -39,6 +40,13 @@ pub struct Role {
     pub serving: bool,
     /// Node id and Raft address of another node that leads.
     pub leader: Option<(u64, String)>,
+}
+
+impl Role {
+    /// The term in which this node serves; `None` while it does not.
+    pub(crate) fn serving_term(&self) -> Option<u64> {
+        self.serving.then_some(self.term)
+    }
 }
 
 pub(super) struct Watched {
@@ -322,6 +330,7 @@ fn status_of(
         leader_id: metrics.current_leader,
         voters: members(true),
         learners: members(false),
+        joint: is_joint(&metrics.membership_config),
         last_index: last,
         committed_index: metrics.cluster_committed.map(|id| id.index()),
         applied_index: metrics.last_applied.map(|id| id.index()),

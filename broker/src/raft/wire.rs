@@ -70,11 +70,15 @@ pub(crate) enum Kind {
     EndLost = 17,
     /// The leader's answer.
     EndLostResult = 18,
+    /// The leader asks a node whether it may lead.
+    MayLead = 21,
+    /// Its answer.
+    MayLeadResult = 22,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
-        const ALL: [Kind; 18] = [
+        const ALL: [Kind; 20] = [
             Kind::Hello,
             Kind::HelloResult,
             Kind::Append,
@@ -93,6 +97,8 @@ impl Kind {
             Kind::RangeResult,
             Kind::EndLost,
             Kind::EndLostResult,
+            Kind::MayLead,
+            Kind::MayLeadResult,
         ];
         ALL.into_iter().find(|kind| *kind as u8 == byte)
     }

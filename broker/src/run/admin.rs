@@ -34,6 +34,7 @@ impl Admin {
             },
             ChangeError::Invalid(reason) => AdminError::Invalid(reason),
             ChangeError::Precondition(reason) => AdminError::Precondition(reason),
+            ChangeError::Busy(..) => AdminError::Busy(error.to_string()),
             ChangeError::Timeout(..) => AdminError::Unknown(error.to_string()),
             ChangeError::Raft(reason) => AdminError::Unavailable(reason),
         }

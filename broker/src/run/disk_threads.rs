@@ -60,6 +60,9 @@ impl Flush {
     async fn run_in_turn(mut self) {
         loop {
             let pause = simulated(|simulation| simulation.disk_pause()).unwrap_or_default();
+            if !pause.is_zero() {
+                self.flusher.begin();
+            }
             sleep(pause.max(SIMULATED_LOOK)).await;
             let outcome = self.flusher.run_ready();
             if !self.goes_on(outcome) {

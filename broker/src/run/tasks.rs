@@ -8,6 +8,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
+use super::disk_watch;
 use crate::{
     broker::Broker,
     disk_guard, handler,
@@ -21,10 +22,6 @@ use crate::{
 
 /// Pause between looks for silent clients.
 const SESSION_SCAN_INTERVAL: Duration = Duration::from_secs(10);
-/// Pause between looks at the age of the oldest unflushed write.
-const DISK_WATCH_INTERVAL: Duration = Duration::from_millis(100);
-/// A leader whose oldest unflushed write is older hands over: its disk is stalled.
-const DISK_STALL_MAX: Duration = Duration::from_millis(500);
 
 pub(super) fn background_tasks(broker: &Arc<Broker>) -> JoinSet<()> {
     let mut tasks = JoinSet::new();
@@ -35,7 +32,7 @@ pub(super) fn background_tasks(broker: &Arc<Broker>) -> JoinSet<()> {
     tasks.spawn(scrub::run(Arc::clone(broker)));
     tasks.spawn(expire_sessions(Arc::clone(broker)));
     tasks.spawn(Stats::run(Arc::clone(broker)));
-    tasks.spawn(watch_disk(Arc::clone(broker)));
+    tasks.spawn(disk_watch::run(Arc::clone(broker)));
     tasks.spawn(create_system_topics(Arc::clone(broker)));
     tasks
 }
@@ -63,24 +60,6 @@ async fn expire_sessions(broker: Arc<Broker>) {
         sleep(SESSION_SCAN_INTERVAL).await;
         let changed = broker.sessions.expire(Instant::now());
         handler::notify_changed(&broker, changed);
-    }
-}
-
-/// Heartbeats do not hide a stalled disk: a leader that cannot flush hands over.
-async fn watch_disk(broker: Arc<Broker>) {
-    let Some(consensus) = broker.consensus() else {
-        return;
-    };
-    loop {
-        broker.until_serving().await;
-        sleep(DISK_WATCH_INTERVAL).await;
-        let stalled = broker.machine.log().oldest_unflushed_since();
-        if broker.is_serving() && stalled.is_some_and(|age| age > DISK_STALL_MAX) {
-            tracing::warn!(age = ?stalled, "the disk is stalled; hand over");
-            if let Err(error) = consensus.transfer_leader(None).await {
-                tracing::warn!(%error, "hand over from a stalled disk");
-            }
-        }
     }
 }
 

@@ -269,6 +269,15 @@ impl CommitLog {
             .map(|since| self.age(since))
     }
 
+    /// How long the oldest entry that is not flushed has waited for the disk itself. Unlike
+    /// [`CommitLog::oldest_unflushed_since`] without the time until the flusher took it, which may be
+    /// short of processor time only.
+    pub fn waits_for_disk_since(&self) -> Option<Duration> {
+        let unflushed = self.oldest_unflushed_since()?;
+        let writing = self.queue().writing_since?;
+        Some(self.age(writing).min(unflushed))
+    }
+
     /// Takes no more appends. The flusher writes what waits and then, like the preallocator,
     /// returns that it has stopped.
     pub fn close(&self) {

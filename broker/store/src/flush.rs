@@ -76,6 +76,8 @@ pub(crate) struct Queue {
     pub(crate) operations: VecDeque<Operation>,
     /// When the oldest operation of the running flush was appended.
     pub(crate) in_flight_since: Option<Instant>,
+    /// Since when the flusher writes or syncs.
+    pub(crate) writing_since: Option<Instant>,
     /// The flusher sleeps and must be woken.
     pub(crate) idle: bool,
     /// A write has failed; nothing is worth waiting for.
@@ -131,6 +133,12 @@ impl Flusher {
     pub fn run_once(&mut self) -> FlushOutcome {
         self.log.wait_for_work();
         self.run_ready()
+    }
+
+    /// Says that the disk is at work from now on, although the next call of
+    /// [`Flusher::run_ready`] comes later: for a disk that takes its time before the work is done.
+    pub fn begin(&self) {
+        self.log.begin_writing();
     }
 
     /// As [`Flusher::run_once`], but without waiting.
@@ -238,6 +246,7 @@ impl CommitLog {
     fn flush_batch(&self, io: &mut FlushState) -> FlushOutcome {
         let batch = self.take_batch();
         let started = self.now();
+        self.begin_writing();
         let entries = batch
             .iter()
             .filter(|operation| operation.entry.is_some())
@@ -252,6 +261,7 @@ impl CommitLog {
             return self.flush_failed(batch, &error);
         }
         let took = self.age(started);
+        self.queue().writing_since = None;
         if batch.is_empty() {
             return FlushOutcome::Idle;
         }
@@ -262,6 +272,11 @@ impl CommitLog {
             bytes,
             took,
         }
+    }
+
+    fn begin_writing(&self) {
+        let now = self.now();
+        self.queue().writing_since.get_or_insert(now);
     }
 
     fn flush_failed(&self, batch: Vec<Operation>, error: &StoreError) -> FlushOutcome {
