@@ -253,6 +253,26 @@ fn voters_of(cluster: &Cluster, at: usize) -> Option<BTreeSet<u64>> {
 }
 
 #[test]
+fn a_voter_that_does_not_say_that_it_may_lead_is_passed_over() {
+    // Whoever has the larger id comes first, as both have everything.
+    for silent in [1, 2] {
+        let mut bed = Bed::new(5);
+        let (leader, ..) = bed.places();
+        let silent = (leader + silent) % 3;
+        let other = 3 - leader - silent;
+        let before = bed.status(leader).unwrap().term;
+        bed.cluster.pause(silent, PAUSE_MS);
+        let refused = bed.hand_over(leader, Some(bed.id(silent)));
+        assert!(refused.is_err(), "not the one that was asked for");
+        assert_eq!(bed.leader(), Some(leader), "this node leads on");
+        assert_eq!(bed.hand_over(leader, None), Ok(()));
+        let moved = |cluster: &mut Cluster| leader_of(cluster) == Some(other);
+        assert!(bed.cluster.step_until(500, moved));
+        assert_eq!(bed.status(other).unwrap().term, before + 1);
+    }
+}
+
+#[test]
 fn a_node_whose_disk_is_full_is_not_made_leader() {
     let mut bed = Bed::new(5);
     let (leader, full, other) = bed.places();
@@ -268,7 +288,8 @@ fn a_node_whose_disk_is_full_is_not_made_leader() {
     assert!(refused.is_err(), "it must not lead");
     assert_eq!(bed.leader(), Some(leader), "and nothing has changed");
     assert_eq!(bed.hand_over(leader, None), Ok(()));
-    assert_eq!(bed.leader(), Some(other), "the one that may lead");
+    let moved = |cluster: &mut Cluster| leader_of(cluster) == Some(other);
+    assert!(bed.cluster.step_until(500, moved), "the one that may lead");
 }
 
 #[test]

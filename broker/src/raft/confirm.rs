@@ -232,11 +232,114 @@ fn is_quorum(membership: &StoredMembership, nodes: &[u64]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::{collections::BTreeSet, net::SocketAddr};
 
-    use openraft::Membership;
+    use openraft::{Membership, vote::leader_id_std::LeaderId};
+    use prometheus::IntCounter;
+    use tokio::time::sleep;
 
     use super::*;
+    use crate::{
+        net::{Listener, Net, memory::MemoryNet},
+        raft::{
+            members::Members,
+            peer::{self, Local},
+            wire,
+        },
+    };
+
+    fn local(id: u64) -> Local {
+        Local {
+            cluster: "c".into(),
+            group: "g".into(),
+            id,
+            incarnation: format!("disk-{id}"),
+            members: Arc::new(Members::new(IntCounter::new("r", "R.").unwrap())),
+        }
+    }
+
+    fn address(id: u64) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], 40_910 + u16::try_from(id).unwrap()))
+    }
+
+    /// A peer that follows whoever asks, `pause` after each question; counts its connections.
+    async fn serve(
+        id: u64,
+        mut listener: Box<dyn Listener>,
+        pause: Duration,
+        count: Arc<Mutex<u32>>,
+    ) {
+        while let Ok(accepted) = listener.accept().await {
+            *count.lock().unwrap() += 1;
+            tokio::spawn(async move {
+                let (mut connection, _) = peer::accept(accepted.stream, &local(id)).await.unwrap();
+                while let Ok(Some(_)) = connection.reader.next().await {
+                    sleep(pause).await;
+                    let mut answer = bytes::BytesMut::new();
+                    wire::put_append_result(&mut answer, &Ok(None));
+                    connection.writer.send(&answer).await.unwrap();
+                }
+            });
+        }
+    }
+
+    /// Nodes 1 to 3, of which the last two answer after these pauses.
+    async fn three(pauses: [Duration; 2]) -> (Peers, StoredMembership, [Arc<Mutex<u32>>; 2]) {
+        let net = MemoryNet::default();
+        let counts = <[Arc<Mutex<u32>>; 2]>::default();
+        for ((id, pause), count) in (2..).zip(pauses).zip(&counts) {
+            let listener = net.bind(address(id)).await.unwrap();
+            tokio::spawn(serve(id, listener, pause, Arc::clone(count)));
+        }
+        let nodes = (1..=3).map(|id| {
+            let node = PeerNode {
+                address: address(id).to_string(),
+                incarnation: String::new(),
+            };
+            (id, node)
+        });
+        let voters = vec![BTreeSet::from([1, 2, 3])];
+        let membership = Membership::new(voters, nodes.collect::<BTreeMap<_, _>>()).unwrap();
+        let transport = Transport {
+            net: Arc::new(net),
+            local: local(1),
+        };
+        let peers = Peers::new(1, transport);
+        (peers, StoredMembership::new(None, membership), counts)
+    }
+
+    fn vote() -> Vote {
+        Vote {
+            leader_id: LeaderId {
+                term: 9,
+                voted_for: 1,
+            },
+            committed: true,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_slower_peer_keeps_its_connection() {
+        let pauses = [1, 30].map(Duration::from_millis);
+        let (mut peers, membership, counts) = three(pauses).await;
+        for _ in 0..100 {
+            assert!(peers.follow(&membership, vote()).await);
+        }
+        assert_eq!(counts.map(|count| *count.lock().unwrap()), [1, 1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_to_an_earlier_question_counts_for_nothing() {
+        // The answers of the first round come long after it.
+        let (mut peers, membership, counts) = three([Duration::from_millis(300); 2]).await;
+        let round = timeout(Duration::from_millis(10), peers.follow(&membership, vote()));
+        assert!(round.await.is_err());
+        sleep(ROUND_TIMEOUT).await;
+        let begin = tokio::time::Instant::now();
+        assert!(peers.follow(&membership, vote()).await);
+        assert!(begin.elapsed() >= Duration::from_millis(300), "asked anew");
+        assert_eq!(counts.map(|count| *count.lock().unwrap()), [1, 1]);
+    }
 
     #[test]
     fn a_quorum_is_a_majority_of_every_configuration() {

@@ -361,6 +361,25 @@ fn what_waits_together_is_synced_once_and_completed_in_order() {
 }
 
 #[test]
+fn an_entry_waits_for_the_disk_only_while_the_flusher_is_at_work() {
+    let disk = MemoryDisk::default();
+    let (log, mut flusher, ..) = open(&disk, None).unwrap();
+    append_flushed(&log, 1, 1, 1);
+    flusher.begin();
+    assert_eq!(log.waits_for_disk_since(), None, "nothing waits");
+    flusher.run_ready();
+    let id = log.last_id().unwrap().index + 1;
+    log.append(vec![entry(1, id, b"x")], Box::new(|_| ()))
+        .unwrap();
+    assert!(log.oldest_unflushed_since().is_some());
+    assert_eq!(log.waits_for_disk_since(), None, "the flusher was not here");
+    flusher.begin();
+    assert!(log.waits_for_disk_since().is_some());
+    flusher.run_ready();
+    assert_eq!(log.waits_for_disk_since(), None);
+}
+
+#[test]
 fn a_failed_sync_is_told_to_everyone_and_is_final() {
     let disk = MemoryDisk::default();
     let (log, mut flusher, ..) = open(&disk, None).unwrap();
