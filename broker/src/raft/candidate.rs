@@ -70,10 +70,10 @@ impl Stalls {
 /// See the file comment.
 #[derive(Debug)]
 pub(super) struct Candidate {
-    pub id: u64,
-    pub raft: Raft<TypeConfig, RaftMachine>,
-    pub guard: Arc<VoteGuard>,
-    pub log: Arc<CommitLog>,
+    id: u64,
+    raft: Raft<TypeConfig, RaftMachine>,
+    guard: Arc<VoteGuard>,
+    log: Arc<CommitLog>,
     pub stalls: Arc<Stalls>,
 }
 
@@ -86,6 +86,21 @@ pub(super) struct Agreed {
 }
 
 impl Candidate {
+    pub(super) fn new(
+        id: u64,
+        raft: &Raft<TypeConfig, RaftMachine>,
+        guard: &Arc<VoteGuard>,
+        log: &Arc<CommitLog>,
+    ) -> Self {
+        Self {
+            id,
+            raft: raft.clone(),
+            guard: Arc::clone(guard),
+            log: Arc::clone(log),
+            stalls: Arc::default(),
+        }
+    }
+
     /// Whether this node may lead, or why not. `stalls`: see [`encode_question`].
     pub(super) async fn may_lead(&self, stalls: u8) -> Result<Agreed, String> {
         self.guard.check_stand()?;

@@ -85,7 +85,7 @@ mod tests {
     fn the_gate_opens_when_the_last_hold_is_dropped() {
         let gate = IntakeGate::default();
         assert!(gate.pass().is_some());
-        let (first, second) = (gate.hold(), gate.clone().hold());
+        let (first, second) = (gate.hold(), gate.hold());
         assert!(gate.pass().is_none());
         drop(second);
         assert!(gate.pass().is_none());

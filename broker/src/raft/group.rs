@@ -16,7 +16,8 @@ use openraft::{
     metrics::RaftServerMetrics,
 };
 use tokio::{
-    sync::OwnedMutexGuard,
+    runtime::Handle,
+    sync::{Mutex, OwnedMutexGuard},
     time::{sleep, timeout},
 };
 
@@ -25,7 +26,11 @@ use super::{
     machine::RaftMachine,
     types::{Membership, PeerNode, StoredMembership, TypeConfig, decode_membership},
 };
-use crate::{config::RaftConfig, host::blocking, status::Member};
+use crate::{
+    config::{GroupFormation, RaftConfig},
+    host::blocking,
+    status::Member,
+};
 
 /// Longest wait for another change of the members to end. One with a healthy quorum takes
 /// milliseconds.
@@ -43,14 +48,14 @@ enum Formed {
 }
 
 impl Consensus {
-    /// On the very first start, every node writes the same first entry: the members of the
-    /// configuration. It is safe for all of them to do so.
+    /// On the very first start with `raftFormGroup=peers`, every node writes the same first entry: the
+    /// members of the configuration. It is safe for all of them to do so.
     ///
     /// # Errors
     /// When Raft stopped or the configuration does not name this node.
     pub(super) async fn form_group_of_peers(&self, config: &RaftConfig) -> Result<(), io::Error> {
-        if self.log.is_guarded() {
-            // It has a group, whether or not its log tells any more.
+        if config.formation != GroupFormation::Peers || self.log.is_guarded() {
+            // When guarded, it has a group, whether or not its log tells any more.
             return Ok(());
         }
         let members = config.peers.iter().map(|peer| {
@@ -225,16 +230,22 @@ impl Consensus {
     }
 }
 
-/// Finishes changes of the voters that a leader before this one has begun, while this node leads: as
-/// long as the old and the new voters must both agree, the group bears fewer failures.
-pub(super) async fn finish_changes(
-    raft: Raft<TypeConfig, RaftMachine>,
-    changing: Arc<tokio::sync::Mutex<()>>,
-) {
+/// Starts to finish changes of the voters that a leader before this one has begun, while this node
+/// leads: as long as the old and the new voters must both agree, the group bears fewer failures.
+/// Whoever makes a change holds what is returned.
+pub(super) fn finish_changes(
+    runtime: &Handle,
+    raft: &Raft<TypeConfig, RaftMachine>,
+) -> Arc<Mutex<()>> {
+    let changing = Arc::<Mutex<()>>::default();
+    runtime.spawn(finish(raft.clone(), Arc::clone(&changing)));
+    changing
+}
+
+async fn finish(raft: Raft<TypeConfig, RaftMachine>, changing: Arc<Mutex<()>>) {
     let mut metrics = raft.server_metrics();
     loop {
-        let unfinished = unfinished(&metrics.borrow_and_update());
-        if unfinished.is_none() {
+        if unfinished(&metrics.borrow_and_update()).is_none() {
             if metrics.changed().await.is_err() {
                 // Raft has stopped.
                 return;
@@ -243,13 +254,18 @@ pub(super) async fn finish_changes(
         }
         // A change that is under way here finishes itself.
         let turn = changing.lock().await;
-        let unfinished = self::unfinished(&metrics.borrow_and_update());
-        if let Some(voters) = unfinished {
+        let voters = unfinished(&metrics.borrow_and_update());
+        if let Some(voters) = voters {
             tracing::info!(?voters, "finish a change of the voters");
-            let change = ChangeMembers::ReplaceAllVoters(voters);
-            if let Err(error) = raft.change_membership(change, false).await {
-                tracing::warn!(%error, "finish a change of the voters");
-                sleep(FINISH_PAUSE).await;
+            // Adds nobody to the new voters, whoever they are by now.
+            let nobody = ChangeMembers::AddVoterIds(BTreeSet::new());
+            match raft.change_membership(nobody, false).await {
+                Ok(_) => {}
+                Err(RaftError::Fatal(_)) => return,
+                Err(error) => {
+                    tracing::warn!(%error, "finish a change of the voters");
+                    sleep(FINISH_PAUSE).await;
+                }
             }
         }
         drop(turn);

@@ -81,7 +81,7 @@ pub use self::{
 };
 use crate::{
     checkpoint::{Checkpoints, MembershipRecord},
-    config::{GroupFormation, RaftConfig},
+    config::RaftConfig,
     disk_guard::{RoomLimits, room},
     host,
     machine::Machine,
@@ -195,7 +195,6 @@ pub struct Consensus {
     checkpoints: Arc<Checkpoints>,
     /// Set before Raft is stopped on purpose.
     stopping: Arc<AtomicBool>,
-    intake: IntakeGate,
     transfers: Arc<Transfers>,
     stalls: Arc<Stalls>,
     /// Held during a change of the members.
@@ -218,32 +217,18 @@ impl Consensus {
         observe_polls(&runtime, &parts.metrics.raft.long_poll_seconds);
         let may_lead = may_lead(&parts) && !parts.machine.log().is_guarded();
         let config = raft_config(&parts.cluster, &parts.raft, may_lead)?;
-        let local = Local::new(
-            &parts.cluster,
-            &parts.raft,
-            &parts.incarnation,
-            &parts.metrics,
-        );
+        let transport = transport(&parts);
+        let local = transport.local.clone();
         let boundary = SnapshotBoundary::default();
         let log = Arc::clone(parts.machine.log());
         let (machine, snapshot_target) = raft_machine(&parts, &boundary)?;
-        let transport = Transport {
-            net: Arc::clone(&parts.net),
-            local: local.clone(),
-        };
         mend::start(&runtime, &transport, &parts);
         let store = LogStore::new(Arc::clone(&log), Arc::clone(&boundary));
         let raft = start_raft(&runtime, config, &transport, store, machine).await?;
         let guard = VoteGuard::start(&runtime, &raft, &transport, &parts);
         let heard = Pulse::new();
-        let stalls = Arc::new(Stalls::default());
-        let candidate = Candidate {
-            id: local.id,
-            raft: raft.clone(),
-            guard: Arc::clone(&guard),
-            log: Arc::clone(&log),
-            stalls: Arc::clone(&stalls),
-        };
+        let candidate = Candidate::new(local.id, &raft, &guard, &log);
+        let stalls = Arc::clone(&candidate.stalls);
         let server = RaftServer {
             raft: raft.clone(),
             local: local.clone(),
@@ -269,18 +254,9 @@ impl Consensus {
             Arc::clone(&stopping),
             parts.metrics,
         );
-        let intake = IntakeGate::default();
-        let transfers = Arc::new(Transfers {
-            raft: raft.clone(),
-            transport: transport.clone(),
-            runtime: runtime.clone(),
-            role: watched.role.clone(),
-            intake: intake.clone(),
-            turn: Arc::default(),
-        });
-        let changing = Arc::default();
-        runtime.spawn(group::finish_changes(raft.clone(), Arc::clone(&changing)));
         let consensus = Arc::new(Self {
+            transfers: Transfers::new(&raft, &transport, &runtime, &watched.role),
+            changing: group::finish_changes(&runtime, &raft),
             raft,
             local,
             log,
@@ -293,18 +269,13 @@ impl Consensus {
             snapshot_target,
             checkpoints: parts.checkpoints,
             stopping,
-            intake,
-            transfers,
             stalls,
-            changing,
             pulse,
             forming: Arc::default(),
             _stop: stop,
         });
-        if parts.raft.formation == GroupFormation::Peers {
-            // Before the first vote: a node that has the first entry knows who belongs to the group.
-            consensus.form_group_of_peers(&parts.raft).await?;
-        }
+        // Before the first vote: a node that has the first entry knows who belongs to the group.
+        consensus.form_group_of_peers(&parts.raft).await?;
         serve_peers(&runtime, server, parts.listener);
         Ok(consensus)
     }
@@ -331,7 +302,7 @@ impl Consensus {
 
     /// Through which new batches go to Raft, unless the leadership moves.
     pub(crate) fn intake(&self) -> IntakeGate {
-        self.intake.clone()
+        self.transfers.intake.clone()
     }
 
     /// Proposes a batch of `count` commands. `done` runs exactly once, on the task that applies
@@ -498,6 +469,19 @@ impl Consensus {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "stop raft");
         }
+    }
+}
+
+/// How this node talks to its peers.
+fn transport(parts: &ConsensusParts) -> Transport {
+    Transport {
+        net: Arc::clone(&parts.net),
+        local: Local::new(
+            &parts.cluster,
+            &parts.raft,
+            &parts.incarnation,
+            &parts.metrics,
+        ),
     }
 }
 

@@ -44,13 +44,14 @@ const HOLD_MAX: Duration = Duration::from_millis(1_500);
 
 /// Hands the leadership of this node over, one call at a time.
 pub(super) struct Transfers {
-    pub raft: Raft<TypeConfig, RaftMachine>,
-    pub transport: Transport,
-    pub runtime: Handle,
-    pub role: watch::Receiver<Role>,
+    raft: Raft<TypeConfig, RaftMachine>,
+    transport: Transport,
+    runtime: Handle,
+    role: watch::Receiver<Role>,
+    /// Held back while the leadership moves.
     pub intake: IntakeGate,
     /// Held during a hand-over.
-    pub turn: Arc<tokio::sync::Mutex<()>>,
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl std::fmt::Debug for Transfers {
@@ -66,6 +67,22 @@ struct Target {
 }
 
 impl Transfers {
+    pub(super) fn new(
+        raft: &Raft<TypeConfig, RaftMachine>,
+        transport: &Transport,
+        runtime: &Handle,
+        role: &watch::Receiver<Role>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            raft: raft.clone(),
+            transport: transport.clone(),
+            runtime: runtime.clone(),
+            role: role.clone(),
+            intake: IntakeGate::default(),
+            turn: Arc::default(),
+        })
+    }
+
     /// Makes `to` lead, or the voter that has most of the log and may lead; who leads in the end.
     /// `stalls`: number in a row of the stalled disk that is the reason, 0 for another reason. A call
     /// that is dropped before its turn has done nothing; later, it is carried out all the same.
