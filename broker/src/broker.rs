@@ -1,10 +1,11 @@
 //! What the handlers of a broker share: configuration, replicated data, proposer, sessions.
 //!
 //! Locks of the process, each owned by one type and never held across an await: the state
-//! (`machine`), the log tail (`raftmq_store`), the sessions (`session`), the parked pulls
-//! (`long_poll`); besides them one small lock for each connection's answer buffer and one for the
-//! proposer's intake. No code takes two of them except apply, which wakes pulls after the state
-//! lock is released, and the gathered offset commits, which look at the state under their own.
+//! (`machine`) and its last changes of topics, the log tail (`raftmq_store`), the sessions
+//! (`session`), the parked pulls (`long_poll`), the time of orderly locks (`handler/lock.rs`);
+//! besides them one small lock for each connection's answer buffer and one for the proposer's
+//! intake. No code takes two of them except apply, which wakes pulls after the state lock is
+//! released, and the gathered offset commits, which look at the state under their own.
 
 use std::{
     net::SocketAddr,

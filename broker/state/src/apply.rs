@@ -182,11 +182,7 @@ impl State {
                 group,
                 clean_offset,
             } => {
-                out.metadata_changed |= self.groups.delete(&group, now_ms);
-                self.locks.remove_group(&group);
-                if clean_offset {
-                    self.offsets.remove_group(&group);
-                }
+                out.metadata_changed |= self.delete_group(&group, clean_offset, now_ms);
                 Ok(())
             }
             Command::CommitOffsets { commits } => self.commit_offsets(&commits),
@@ -203,9 +199,7 @@ impl State {
                 client_id,
                 queues,
             } => {
-                for (topic, queue_id) in &queues {
-                    self.locks.unlock(&group, &client_id, topic, *queue_id);
-                }
+                self.locks.unlock_all(&group, &client_id, &queues);
                 Ok(())
             }
             Command::PutKv {
@@ -219,6 +213,14 @@ impl State {
             }
         };
         Ok(result.map(|()| Reply::Done))
+    }
+
+    fn delete_group(&mut self, group: &str, clean_offset: bool, now_ms: u64) -> bool {
+        self.locks.remove_group(group);
+        if clean_offset {
+            self.offsets.remove_group(group);
+        }
+        self.groups.delete(group, now_ms)
     }
 
     fn delete_topic(&mut self, topic: &str, now_ms: u64, out: &mut Output) {

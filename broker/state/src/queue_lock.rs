@@ -60,8 +60,15 @@ impl QueueLocks {
         false
     }
 
+    /// Gives locks back, those that the client holds.
+    pub(crate) fn unlock_all(&mut self, group: &str, client_id: &str, queues: &[(String, u32)]) {
+        for (topic, queue_id) in queues {
+            self.unlock(group, client_id, topic, *queue_id);
+        }
+    }
+
     /// Gives a lock back, if the client holds it.
-    pub(crate) fn unlock(&mut self, group: &str, client_id: &str, topic: &str, queue_id: u32) {
+    fn unlock(&mut self, group: &str, client_id: &str, topic: &str, queue_id: u32) {
         if self
             .get(group, topic, queue_id)
             .is_some_and(|lock| lock.client_id == client_id)
