@@ -3,6 +3,8 @@
 //! `broker/README.md` is the architecture page: code map, flows, invariants, decisions.
 
 mod broker;
+#[cfg(test)]
+mod cancellation;
 mod checkpoint;
 pub mod cli;
 pub mod clock;

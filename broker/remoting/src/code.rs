@@ -20,8 +20,11 @@ pub enum Tier {
 /// Which replica may answer a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Serving {
-    /// Only the leader: it changes replicated state, or must see the newest of it.
+    /// Only the leader: it changes replicated state.
     Leader,
+    /// Only a leader that a quorum confirms: it tells where a consumer goes on. A leader that was
+    /// replaced without knowing it would send the consumer back.
+    ConfirmedLeader,
     /// Any replica, also the name server and clients.
     Any,
 }
@@ -80,7 +83,7 @@ request_codes! {
     SEND_MESSAGE = 10, P0, Leader;
     PULL_MESSAGE = 11, P0, Any;
     QUERY_MESSAGE = 12, P1, Any;
-    QUERY_CONSUMER_OFFSET = 14, P0, Leader;
+    QUERY_CONSUMER_OFFSET = 14, P0, ConfirmedLeader;
     UPDATE_CONSUMER_OFFSET = 15, P0, Leader;
     UPDATE_AND_CREATE_TOPIC = 17, P1, Leader;
     UPDATE_AND_CREATE_TOPIC_LIST = 18, P1, Leader;
@@ -88,8 +91,8 @@ request_codes! {
     UPDATE_BROKER_CONFIG = 25, P1, Any;
     GET_BROKER_CONFIG = 26, P1, Any;
     GET_BROKER_RUNTIME_INFO = 28, P1, Any;
-    SEARCH_OFFSET_BY_TIMESTAMP = 29, P0, Any;
-    GET_MAX_OFFSET = 30, P0, Leader;
+    SEARCH_OFFSET_BY_TIMESTAMP = 29, P0, ConfirmedLeader;
+    GET_MAX_OFFSET = 30, P0, ConfirmedLeader;
     GET_MIN_OFFSET = 31, P0, Any;
     GET_EARLIEST_MSG_STORETIME = 32, P1, Any;
     VIEW_MESSAGE_BY_ID = 33, P1, Any;
@@ -320,7 +323,14 @@ impl RequestCode {
     /// Whether only the leader may answer it. Unknown codes need no leader to be refused.
     #[must_use]
     pub fn needs_leader(self) -> bool {
-        self.row().is_some_and(|row| row.serving == Serving::Leader)
+        self.row().is_some_and(|row| row.serving != Serving::Any)
+    }
+
+    /// Whether the leader may answer it only after a quorum has confirmed that it leads.
+    #[must_use]
+    pub fn needs_confirmed_leader(self) -> bool {
+        self.row()
+            .is_some_and(|row| row.serving == Serving::ConfirmedLeader)
     }
 
     /// All known codes in order of their numbers.
@@ -482,6 +492,18 @@ mod tests {
         for code in [11, 34, 38, 361, 13, -1] {
             assert!(!RequestCode(code).needs_leader(), "{code}");
         }
+    }
+
+    #[test]
+    fn what_tells_a_consumer_where_to_go_on_needs_a_confirmed_leader() {
+        let confirmed = RequestCode::all().filter(|code| code.needs_confirmed_leader());
+        let confirmed: Vec<i32> = confirmed.map(|code| code.0).collect();
+        assert_eq!(confirmed, [14, 29, 30]);
+        for code in confirmed {
+            assert!(RequestCode(code).needs_leader(), "{code}");
+        }
+        // A table that tools and RocketMQ's slaves copy; every replica answers with its own.
+        assert!(!RequestCode(43).needs_leader());
     }
 
     #[test]

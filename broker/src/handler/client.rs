@@ -16,7 +16,7 @@ use raftmq_remoting::{
     message_id, name,
 };
 use raftmq_state::Command;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::{
     Handled, Refusal, Request, message::find_old, propose, pull::check_expression_type, success,
@@ -106,8 +106,9 @@ async fn create_groups(broker: &Broker, request: &Request, data: &HeartbeatData)
         let Some(consensus) = broker.consensus() else {
             return;
         };
-        let forwarded = consensus.forward(request.peer, &request.command);
-        if !matches!(timeout(LEADER_TIMEOUT, forwarded).await, Ok(Ok(_))) {
+        let deadline = Instant::now() + LEADER_TIMEOUT;
+        let forwarded = consensus.forward(request.peer, &request.command, deadline);
+        if forwarded.await.is_err() {
             tracing::debug!(peer = %request.peer, "no leader to create groups; the next heartbeat may");
         }
         return;

@@ -386,8 +386,11 @@ async fn ask_leader(
             .insert("expressionType", &subscription.expression_type);
     }
     command.ext_fields.insert("sysFlag", flags);
-    let answered = broker.consensus()?.forward(request.peer, &command);
-    timeout(LEADER_TIMEOUT, answered).await.ok()?.ok()?
+    let deadline = Instant::now() + LEADER_TIMEOUT;
+    let forwarded = broker
+        .consensus()?
+        .forward(request.peer, &command, deadline);
+    forwarded.await.ok()?
 }
 
 #[cfg(test)]

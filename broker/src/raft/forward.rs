@@ -1,36 +1,60 @@
 //! Client requests on their way from a replica to the leader, and the answers back.
 //!
-//! One connection for each peer, multiplexed by an id of its own: client ids (`opaque`) of
-//! different clients collide.
+//! One link for each peer: a connection and a task that owns it. Requests are numbered on the link:
+//! client ids (`opaque`) of different clients collide.
+//!
+//! ```text
+//!   callers ──► queue ──► write ═══════► read ──► a task each ──► answers ──► write ═════╗
+//!      ▲                                                                                 ║
+//!      └── table of who waits ◄── read ◄═════════════════════════════════════════════════╝
+//! ```
+//!
+//! At either end writing and reading go on beside each other, and this end reads whatever comes
+//! without waiting for anybody: so the two ends never wait for each other both ways. Whoever waits
+//! here has a deadline. It goes along with the request, in terms of the clock of the leader's end
+//! (see [`clock`]), so that the leader leaves alone what nobody waits for any more.
+
+mod clock;
+mod frames;
+mod serve;
+#[cfg(test)]
+mod tests;
+mod waiting;
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     future::Future,
     io,
     net::SocketAddr,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 use raftmq_remoting::{RemotingCommand, frame};
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    time::{Instant, sleep_until, timeout},
+};
 
+use self::{clock::LeaderClock, waiting::Waiting};
 use super::{
     peer::{self, PeerConnection, PeerReader, PeerWriter},
-    server::ForwardOutcome,
     transport::Transport,
-    wire::{Channel, Kind, malformed, put_frame},
+    wire::{Channel, Kind, malformed},
+};
+
+pub use self::serve::{ForwardHandler, ForwardOutcome};
+pub(super) use self::{
+    frames::{
+        decode_answer, decode_clock, decode_request, encode_answer, encode_clock, encode_request,
+    },
+    serve::serve,
 };
 
 /// Requests that may wait to be written to the leader.
 const QUEUE_MAX: usize = 1024;
-
-/// The leader answered.
-const ANSWER: u8 = 0;
-/// Handled; the request wants no answer.
-const NO_ANSWER: u8 = 1;
-/// The addressed node is not the serving leader; nothing was done.
-const NOT_LEADER: u8 = 2;
+/// Bytes of requests that may wait to be written to the leader: a few of the largest.
+const QUEUE_BYTES_MAX: usize = 64 << 20;
 
 /// Why a forwarded request has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -41,30 +65,45 @@ pub enum ForwardError {
     /// Nothing was done with the request: no connection to the leader.
     #[error("reach leader: {0}")]
     Unreachable(io::Error),
-    /// The connection broke after the request was sent: it may or may not have been carried out.
-    #[error("connection to the leader broke, outcome unknown")]
+    /// Nothing was done with the request: it came to the leader too late.
+    #[error("the request was late")]
+    Late,
+    /// The request was sent and no answer came: it may or may not have been carried out.
+    #[error("no answer from the leader, outcome unknown")]
     Unknown,
 }
 
 pub(super) type Answer = Result<Option<RemotingCommand>, ForwardError>;
 
+/// A request that waits to be written.
 #[derive(Debug)]
 struct Outgoing {
+    id: u64,
     peer: SocketAddr,
+    deadline: Instant,
     frame: Bytes,
-    answer: oneshot::Sender<Answer>,
+    /// Its part of [`QUEUE_BYTES_MAX`].
+    _room: OwnedSemaphorePermit,
 }
 
-/// Sends requests to leaders. Owns one connection task for each peer.
+/// Where callers leave requests for one leader.
+#[derive(Clone, Debug)]
+struct Link {
+    queue: mpsc::Sender<Outgoing>,
+    room: Arc<Semaphore>,
+    waiting: Arc<Waiting>,
+}
+
+/// Sends requests to leaders. Has one link for each peer.
 #[derive(Debug)]
 pub(crate) struct Forwarder {
     transport: Transport,
-    links: Mutex<HashMap<u64, mpsc::Sender<Outgoing>>>,
+    links: Mutex<BTreeMap<u64, Link>>,
     runtime: tokio::runtime::Handle,
 }
 
 impl Forwarder {
-    /// A forwarder whose connections live on `runtime`.
+    /// A forwarder whose links live on `runtime`.
     pub(crate) fn new(transport: Transport, runtime: tokio::runtime::Handle) -> Self {
         Self {
             transport,
@@ -73,186 +112,137 @@ impl Forwarder {
         }
     }
 
-    /// Sends `command` of the client at `peer` to `leader` and waits for its answer, until
-    /// `superseded` is ready: a leader that is paused or cut off does not answer and does not close
-    /// the connection either.
+    /// Sends `command` of the client at `peer` to `leader` and waits for its answer, until the
+    /// deadline, or until `superseded` is ready: a leader that is paused or cut off does not answer
+    /// and does not close the connection either. May be dropped at any time: what was not written by
+    /// then never is.
     pub(crate) async fn forward(
         &self,
-        leader: u64,
-        address: &str,
-        peer: SocketAddr,
-        command: &RemotingCommand,
+        (leader, address): (u64, &str),
+        (peer, command): (SocketAddr, &RemotingCommand),
         superseded: impl Future<Output = ()>,
+        deadline: Instant,
     ) -> Answer {
-        let mut superseded = std::pin::pin!(superseded);
         let mut bytes = BytesMut::new();
         frame::encode(command, &mut bytes);
-        let link = tokio::select! {
-            biased;
-            link = self.link(leader, address) => link.map_err(ForwardError::Unreachable)?,
-            () = &mut superseded => return Err(ForwardError::NotLeader),
-        };
-        let (answer, answered) = oneshot::channel();
-        let outgoing = Outgoing {
-            peer,
-            frame: bytes.freeze(),
-            answer,
-        };
-        if link.send(outgoing).await.is_err() {
-            self.drop_link(leader);
+        let link = self.link(leader, address);
+        let Some(mut waiter) = link.waiting.begin() else {
             return Err(ForwardError::Unreachable(
                 io::ErrorKind::ConnectionReset.into(),
             ));
-        }
-        tokio::select! {
+        };
+        let request = (waiter.id(), peer, bytes.freeze());
+        let work = async {
+            link.enqueue(request, deadline).await;
+            waiter.answer().await
+        };
+        let nothing_done = tokio::select! {
             biased;
-            answer = answered => answer.unwrap_or(Err(ForwardError::Unknown)),
-            () = &mut superseded => Err(ForwardError::Unknown),
-        }
+            answer = work => return answer,
+            () = superseded => ForwardError::NotLeader,
+            () = sleep_until(deadline) => ForwardError::Unreachable(io::ErrorKind::TimedOut.into()),
+        };
+        waiter.give_up(nothing_done)
     }
 
-    async fn link(&self, leader: u64, address: &str) -> Result<mpsc::Sender<Outgoing>, io::Error> {
-        let open = self
-            .links
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&leader)
-            .cloned();
-        if let Some(link) = open.filter(|link| !link.is_closed()) {
-            return Ok(link);
+    /// The link to `leader`; a new one dials in its own task, once for all who wait for it.
+    fn link(&self, leader: u64, address: &str) -> Link {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(link) = links.get(&leader)
+            && !link.waiting.is_closed()
+        {
+            return link.clone();
         }
-        let Transport { net, local } = &self.transport;
-        let connection = peer::connect(net, local, leader, address, Channel::Forward).await?;
-        let (sender, receiver) = mpsc::channel(QUEUE_MAX);
-        self.runtime.spawn(run_link(connection, receiver));
-        // Two requests may connect at once; both links work, the later one is kept.
-        self.links
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(leader, sender.clone());
-        Ok(sender)
-    }
-
-    fn drop_link(&self, leader: u64) {
-        self.links
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(&leader);
+        let (queue, requests) = mpsc::channel(QUEUE_MAX);
+        let link = Link {
+            queue,
+            room: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)),
+            waiting: Arc::default(),
+        };
+        let open = waiting::CloseOnDrop(Arc::clone(&link.waiting));
+        let (transport, address) = (self.transport.clone(), address.to_owned());
+        self.runtime.spawn(async move {
+            let ended = run_link(&transport, (leader, &address), requests, &open.0).await;
+            if let Err(error) = ended {
+                tracing::debug!(leader, %error, "link to the leader ends");
+            }
+        });
+        links.insert(leader, link.clone());
+        link
     }
 }
 
-/// Moves requests and answers until the connection breaks or the forwarder goes away.
-async fn run_link(connection: PeerConnection, mut requests: mpsc::Receiver<Outgoing>) {
-    let PeerConnection {
-        mut reader,
-        mut writer,
-        ..
-    } = connection;
-    let mut waiting: HashMap<u64, oneshot::Sender<Answer>> = HashMap::new();
-    let result = exchange(&mut reader, &mut writer, &mut requests, &mut waiting).await;
-    if let Err(error) = result {
-        tracing::debug!(%error, "forward connection ends");
-    }
-    // Dropping the senders in `waiting` reads as "outcome unknown"; requests still queued were
-    // never sent.
-    requests.close();
-    while let Some(outgoing) = requests.recv().await {
-        let reset = io::ErrorKind::ConnectionReset.into();
-        let _ = outgoing.answer.send(Err(ForwardError::Unreachable(reset)));
+impl Link {
+    /// Queues a request. When the link ends meanwhile, the table says so.
+    async fn enqueue(&self, (id, peer, frame): (u64, SocketAddr, Bytes), deadline: Instant) {
+        let bytes = u32::try_from(frame.len().min(QUEUE_BYTES_MAX)).unwrap_or(u32::MAX);
+        let Ok(room) = Arc::clone(&self.room).acquire_many_owned(bytes).await else {
+            return;
+        };
+        let outgoing = Outgoing {
+            id,
+            peer,
+            deadline,
+            frame,
+            _room: room,
+        };
+        let _ = self.queue.send(outgoing).await;
     }
 }
 
-async fn exchange(
-    reader: &mut PeerReader,
-    writer: &mut PeerWriter,
-    requests: &mut mpsc::Receiver<Outgoing>,
-    waiting: &mut HashMap<u64, oneshot::Sender<Answer>>,
+/// Dials, then moves requests and answers until the connection breaks, is silent for too long, or the
+/// forwarder goes away.
+async fn run_link(
+    transport: &Transport,
+    (leader, address): (u64, &str),
+    requests: mpsc::Receiver<Outgoing>,
+    waiting: &Waiting,
 ) -> Result<(), io::Error> {
-    let mut next_id = 0;
+    let Transport { net, local } = transport;
+    let connection = peer::connect(net, local, leader, address, Channel::Forward).await?;
+    let PeerConnection {
+        mut reader, writer, ..
+    } = connection;
+    let first = timeout(clock::SILENCE_MAX, reader.expect(Kind::ForwardClock)).await??;
+    let clock = LeaderClock::new(decode_clock(first)?);
+    // Two futures that are polled beside each other; neither is dropped before the link ends.
+    tokio::select! {
+        biased;
+        ended = read_answers(reader, waiting, &clock) => ended,
+        ended = write_requests(writer, requests, waiting, &clock) => ended,
+    }
+}
+
+async fn read_answers(
+    mut reader: PeerReader,
+    waiting: &Waiting,
+    clock: &LeaderClock,
+) -> Result<(), io::Error> {
     loop {
-        tokio::select! {
-            biased;
-            frame = reader.next() => {
-                let Some((Kind::ForwardResult, body)) = frame? else { return Ok(()) };
+        match timeout(clock::SILENCE_MAX, reader.next()).await?? {
+            Some((Kind::ForwardClock, body)) => clock.set(decode_clock(body)?),
+            Some((Kind::ForwardResult, body)) => {
                 let (id, answer) = decode_answer(body)?;
-                if let Some(sender) = waiting.remove(&id) {
-                    // The client may have gone away meanwhile.
-                    let _ = sender.send(answer);
-                }
+                waiting.complete(id, answer);
             }
-            outgoing = requests.recv() => {
-                let Some(Outgoing { peer, frame, answer }) = outgoing else { return Ok(()) };
-                waiting.insert(next_id, answer);
-                writer.send(&encode_request(next_id, peer, &frame)).await?;
-                next_id += 1;
-            }
+            Some(_) => return Err(malformed("forward result")),
+            None => return Ok(()),
         }
     }
 }
 
-pub(super) fn encode_request(id: u64, peer: SocketAddr, frame: &[u8]) -> Bytes {
-    let peer = peer.to_string();
-    let mut out = BytesMut::with_capacity(64 + frame.len());
-    put_frame(&mut out, Kind::Forward, |out| {
-        out.put_u64_le(id);
-        out.put_u8(u8::try_from(peer.len()).unwrap_or(0));
-        out.extend_from_slice(peer.as_bytes());
-        out.extend_from_slice(frame);
-    });
-    out.freeze()
-}
-
-fn decode_command(body: Bytes) -> Result<RemotingCommand, io::Error> {
-    let mut buffer = BytesMut::from(body);
-    match frame::decode(&mut buffer) {
-        Ok(Some(command)) if buffer.is_empty() => Ok(command),
-        _ => Err(malformed("forward")),
-    }
-}
-
-/// Id, client address and command of a forwarded request.
-pub(super) fn decode_request(
-    mut body: Bytes,
-) -> Result<(u64, SocketAddr, RemotingCommand), io::Error> {
-    let id = body.try_get_u64_le().map_err(|_| malformed("forward"))?;
-    let length = usize::from(body.try_get_u8().map_err(|_| malformed("forward"))?);
-    if body.len() < length {
-        return Err(malformed("forward"));
-    }
-    let peer = body.split_to(length);
-    let peer = std::str::from_utf8(&peer)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .ok_or_else(|| malformed("forward"))?;
-    Ok((id, peer, decode_command(body)?))
-}
-
-/// Frame of the answer to request `id`.
-pub(super) fn encode_answer(id: u64, answer: ForwardOutcome) -> Bytes {
-    let mut out = BytesMut::new();
-    put_frame(&mut out, Kind::ForwardResult, |out| {
-        out.put_u64_le(id);
-        match answer {
-            ForwardOutcome::Handled(Some(command)) => {
-                out.put_u8(ANSWER);
-                frame::encode(&command, out);
-            }
-            ForwardOutcome::Handled(None) => out.put_u8(NO_ANSWER),
-            ForwardOutcome::NotLeader => out.put_u8(NOT_LEADER),
+async fn write_requests(
+    mut writer: PeerWriter,
+    mut requests: mpsc::Receiver<Outgoing>,
+    waiting: &Waiting,
+    clock: &LeaderClock,
+) -> Result<(), io::Error> {
+    while let Some(request) = requests.recv().await {
+        if waiting.begin_write(request.id) {
+            let deadline = clock.at(request.deadline);
+            let frame = encode_request(request.id, deadline, request.peer, &request.frame);
+            writer.send(&frame).await?;
         }
-    });
-    out.freeze()
-}
-
-pub(super) fn decode_answer(mut body: Bytes) -> Result<(u64, Answer), io::Error> {
-    let id = body
-        .try_get_u64_le()
-        .map_err(|_| malformed("forward result"))?;
-    let answer = match body.try_get_u8().map_err(|_| malformed("forward result"))? {
-        ANSWER => Ok(Some(decode_command(body)?)),
-        NO_ANSWER => Ok(None),
-        NOT_LEADER => Err(ForwardError::NotLeader),
-        _ => return Err(malformed("forward result")),
-    };
-    Ok((id, answer))
+    }
+    Ok(())
 }

@@ -23,12 +23,13 @@ use raftmq_store::{RangeAnswer, RangeRequest};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
-    candidate, forward, guard,
+    candidate,
+    forward::{self, ForwardError, ForwardOutcome},
+    guard,
     machine::snapshot_meta,
     members::Members,
     peer::{self, Local},
     repair,
-    server::ForwardOutcome,
     types::{Batch, Entry, LogId, TypeConfig, Vote, decode_membership, encode_membership},
     wire::{self, Channel, Hello, HelloAnswer, Kind, WIRE_VERSION},
 };
@@ -45,15 +46,18 @@ pub fn raft_frame(bytes: &[u8]) -> Option<Vec<u8>> {
             wire::put_append_result(&mut out, &wire::decode_append_result(body).ok()?);
         }
         Kind::Forward => {
-            let (id, peer, command) = forward::decode_request(body).ok()?;
+            let request = forward::decode_request(body).ok()?;
             let mut inner = BytesMut::new();
-            frame::encode(&command, &mut inner);
-            out.extend_from_slice(&forward::encode_request(id, peer, &inner));
+            frame::encode(&request.command, &mut inner);
+            let (id, deadline) = (request.id, request.deadline_ms);
+            let encoded = forward::encode_request(id, deadline, request.peer, &inner);
+            out.extend_from_slice(&encoded);
         }
         Kind::ForwardResult => {
             let (id, answer) = forward::decode_answer(body).ok()?;
             let outcome = match answer {
                 Ok(answer) => ForwardOutcome::Handled(answer.map(Box::new)),
+                Err(ForwardError::Late) => ForwardOutcome::Late,
                 Err(_) => ForwardOutcome::NotLeader,
             };
             out.extend_from_slice(&forward::encode_answer(id, outcome));
@@ -92,7 +96,8 @@ fn small_frame(kind: Kind, body: &Bytes) -> Option<Bytes> {
         Kind::TransferResult | Kind::MayLeadResult => {
             candidate::encode_answer(kind, &candidate::decode_answer(body))
         }
-        Kind::SnapshotChunk | Kind::EndLost => wire::encode_raw(kind, body),
+        Kind::ForwardClock => forward::encode_clock(forward::decode_clock(raw).ok()?),
+        Kind::SnapshotChunk | Kind::EndLost | Kind::SnapshotReady => wire::encode_raw(kind, body),
         Kind::Append | Kind::AppendResult | Kind::Forward | Kind::ForwardResult => return None,
     })
 }
@@ -129,6 +134,8 @@ pub fn raft_frame_examples() -> Vec<Vec<u8>> {
         }),
         repair::encode_answer(&RangeAnswer::Bytes(Bytes::from_static(b"bytes"))),
         wire::encode_raw(Kind::EndLost, &[]),
+        wire::encode_raw(Kind::SnapshotReady, &[]),
+        forward::encode_clock(1000),
         guard::encode_answer(&vote, Some(&id)),
         hello_frame(Channel::Repair),
         hello_frame(Channel::Append),
@@ -153,11 +160,12 @@ pub fn raft_frame_examples() -> Vec<Vec<u8>> {
     let mut inner = BytesMut::new();
     frame::encode(&command, &mut inner);
     let client = SocketAddr::from((Ipv4Addr::LOCALHOST, 9));
-    frames.push(forward::encode_request(7, client, &inner));
+    frames.push(forward::encode_request(7, 2800, client, &inner));
     for outcome in [
         ForwardOutcome::Handled(Some(Box::new(command))),
         ForwardOutcome::Handled(None),
         ForwardOutcome::NotLeader,
+        ForwardOutcome::Late,
     ] {
         frames.push(forward::encode_answer(7, outcome));
     }
@@ -285,7 +293,7 @@ mod tests {
             assert_eq!(raft_frame(frame).as_ref(), Some(frame));
         }
         let kinds: BTreeSet<u8> = examples.iter().map(|frame| frame[4]).collect();
-        assert_eq!(kinds, (1..=18).chain(21..=22).collect());
+        assert_eq!(kinds, (1..=22).collect());
     }
 
     #[test]

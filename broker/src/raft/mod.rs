@@ -75,8 +75,7 @@ pub(crate) use self::{
     runtime::timed,
 };
 pub use self::{
-    forward::ForwardError,
-    server::{ForwardHandler, ForwardOutcome},
+    forward::{ForwardError, ForwardHandler, ForwardOutcome},
     watch_role::Role,
 };
 use crate::{
@@ -359,22 +358,25 @@ impl Consensus {
         self.confirmer.confirm().await
     }
 
-    /// Sends a client's request to the current leader.
+    /// Sends a client's request to the current leader and waits for its answer until `deadline`. May
+    /// be dropped at any time.
     ///
     /// # Errors
-    /// When there is no leader, it cannot be reached, or the connection broke meanwhile.
+    /// When there is no leader, it cannot be reached, or does not answer in time.
     pub async fn forward(
         &self,
         peer: SocketAddr,
         command: &RemotingCommand,
+        deadline: Instant,
     ) -> Result<Option<RemotingCommand>, ForwardError> {
         let mut role = self.role.clone();
         let leader = role.borrow_and_update().leader.clone();
         let Some((leader, address)) = leader else {
             return Err(ForwardError::NotLeader);
         };
+        let superseded = superseded(role, leader);
         self.forwarder
-            .forward(leader, &address, peer, command, superseded(role, leader))
+            .forward((leader, &address), (peer, command), superseded, deadline)
             .await
     }
 

@@ -1,11 +1,15 @@
 //! One connection between two brokers: hello, then frames both ways.
+//!
+//! Whoever holds a half of a connection may be dropped at any await. A reader keeps what has come of
+//! a frame. A writer whose frame was cut off writes no more: the other side would take the next
+//! frame for the rest of that one.
 
 use std::{io, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf},
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
@@ -20,6 +24,13 @@ use crate::{
 
 /// Longest time from connect to the end of the hello. Unit: time. A healthy peer needs a round trip.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest time that the other side may take to take in what is written at once, unless the caller
+/// says otherwise. A healthy one reads all the time; the largest frame is 16 MiB and a little, which
+/// a network of 100 Mbit/s carries in 1.4 s.
+pub(crate) const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time from the first byte of a frame to its last, so that nobody holds memory by sending
+/// slowly. As long as the most patient sender takes for one frame, a piece of a snapshot.
+const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
 /// Room made in the read buffer before each read.
 const READ_BYTES: usize = 64 << 10;
 /// Room below which more is made.
@@ -62,11 +73,17 @@ impl Local {
 pub(crate) struct PeerReader {
     half: ReadHalf<Stream>,
     buffer: BytesMut,
+    /// When the caller began to wait for the rest of the frame in `buffer`.
+    begun: Option<Instant>,
+    /// Nothing but a hello, or its answer, is read before it.
+    introduced: bool,
 }
 
 /// Sending half of a connection.
 pub(crate) struct PeerWriter {
     half: WriteHalf<Stream>,
+    /// A write has begun and not ended. It stays so when the write fails or its future is dropped.
+    is_cut: bool,
 }
 
 /// Both halves.
@@ -93,25 +110,49 @@ impl std::fmt::Debug for PeerWriter {
 }
 
 impl PeerReader {
-    /// The next frame; `None` = the peer closed between frames. Cancel-safe.
+    /// The next frame; `None` = the peer closed between frames. Cancel-safe. Waits as long as it
+    /// takes for a frame to begin, and [`FRAME_TIMEOUT`] for the rest of it.
     pub(crate) async fn next(&mut self) -> Result<Option<(Kind, Bytes)>, io::Error> {
         loop {
+            if !self.introduced {
+                wire::check_introduction(&self.buffer)?;
+            }
             if let Some(frame) = wire::take_frame(&mut self.buffer)? {
+                self.begun = None;
                 return Ok(Some(frame));
             }
-            // A new block only when this one is nearly used up: payloads in the log's tail keep
-            // their block alive.
-            let ahead = wire::missing_bytes(&self.buffer).min(READ_AHEAD_BYTES_MAX);
-            if self.buffer.capacity() - self.buffer.len() < ahead.max(READ_BYTES_MIN) {
-                self.buffer.reserve(ahead.max(READ_BYTES));
+            if !self.buffer.is_empty() {
+                self.begun.get_or_insert_with(Instant::now);
             }
-            if self.half.read_buf(&mut self.buffer).await? == 0 {
+            self.make_room();
+            let read = self.half.read_buf(&mut self.buffer);
+            let read = match self.begun {
+                Some(begun) => timeout_at(begun + FRAME_TIMEOUT, read)
+                    .await
+                    .map_err(|_| timed_out("the rest of a frame does not come"))?,
+                None => read.await,
+            };
+            if read? == 0 {
                 return if self.buffer.is_empty() {
                     Ok(None)
                 } else {
                     Err(io::ErrorKind::UnexpectedEof.into())
                 };
             }
+        }
+    }
+
+    /// Room for the next read. A new block only when this one is nearly used up: payloads in the
+    /// log's tail keep their block alive.
+    fn make_room(&mut self) {
+        let ahead = wire::missing_bytes(&self.buffer).min(READ_AHEAD_BYTES_MAX);
+        if self.buffer.capacity() - self.buffer.len() < ahead.max(READ_BYTES_MIN) {
+            let usual = if self.introduced {
+                READ_BYTES
+            } else {
+                READ_BYTES_MIN
+            };
+            self.buffer.reserve(ahead.max(usual));
         }
     }
 
@@ -126,10 +167,32 @@ impl PeerReader {
 }
 
 impl PeerWriter {
-    /// Writes whole frames.
+    /// Writes whole frames, within [`WRITE_TIMEOUT`].
     pub(crate) async fn send(&mut self, frames: &[u8]) -> Result<(), io::Error> {
-        self.half.write_all(frames).await?;
-        self.half.flush().await
+        self.send_within(WRITE_TIMEOUT, frames).await
+    }
+
+    /// Writes whole frames within `limit`. After an error, or when this future was dropped before its
+    /// end, every further write is refused.
+    pub(crate) async fn send_within(
+        &mut self,
+        limit: Duration,
+        frames: &[u8],
+    ) -> Result<(), io::Error> {
+        if self.is_cut {
+            let reason = "a frame to this peer was cut off before";
+            return Err(io::Error::new(io::ErrorKind::BrokenPipe, reason));
+        }
+        self.is_cut = true;
+        let write = async {
+            self.half.write_all(frames).await?;
+            self.half.flush().await
+        };
+        timeout(limit, write)
+            .await
+            .map_err(|_| timed_out("the peer does not take what is sent"))??;
+        self.is_cut = false;
+        Ok(())
     }
 }
 
@@ -140,13 +203,25 @@ impl PeerConnection {
             reader: PeerReader {
                 half: read,
                 buffer: BytesMut::new(),
+                begun: None,
+                introduced: false,
             },
-            writer: PeerWriter { half: write },
+            writer: PeerWriter {
+                half: write,
+                is_cut: false,
+            },
             incarnation: String::new(),
         }
     }
 
-    /// Sends one frame and waits for the answer.
+    /// From now on frames of every kind are read.
+    fn introduced(mut self, incarnation: String) -> Self {
+        self.reader.introduced = true;
+        self.incarnation = incarnation;
+        self
+    }
+
+    /// Sends one frame and waits for the answer, without an end; the caller sets one.
     pub(crate) async fn call(&mut self, frame: &[u8], answer: Kind) -> Result<Bytes, io::Error> {
         self.writer.send(frame).await?;
         self.reader.expect(answer).await
@@ -189,19 +264,19 @@ pub(crate) async fn connect(
             return Err(io::Error::other(reason));
         }
         if refusal.is_empty() {
-            connection.incarnation = incarnation;
-            return Ok(connection);
+            return Ok(connection.introduced(incarnation));
         }
         Err(io::Error::other(format!(
             "node {to} at {address} refuses: {refusal}"
         )))
     };
-    timeout(HELLO_TIMEOUT, work).await.map_err(|_| {
-        io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!("connect node {to} at {address}: no answer"),
-        )
-    })?
+    timeout(HELLO_TIMEOUT, work)
+        .await
+        .map_err(|_| timed_out(&format!("connect node {to} at {address}: no answer")))?
+}
+
+fn timed_out(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, what)
 }
 
 /// The answer of a peer; versions without incarnations send nothing or the refusal as text.
@@ -232,19 +307,16 @@ pub(crate) async fn accept_unless(
     let mut connection = PeerConnection::new(stream);
     let body = timeout(HELLO_TIMEOUT, connection.reader.expect(Kind::Hello))
         .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no hello from a peer"))??;
+        .map_err(|_| timed_out("no hello from a peer"))??;
     let hello: Hello = serde_json::from_slice(&body).map_err(|_| wire::malformed("hello"))?;
     let refusal = refusal(&hello, local).or_else(|| refuse(&hello));
     let answer = answer_body(&hello, local, refusal.as_deref())?;
     connection
         .writer
-        .send(&wire::encode_raw(Kind::HelloResult, &answer))
+        .send_within(HELLO_TIMEOUT, &wire::encode_raw(Kind::HelloResult, &answer))
         .await?;
     match refusal {
-        None => {
-            connection.incarnation.clone_from(&hello.incarnation);
-            Ok((connection, hello))
-        }
+        None => Ok((connection.introduced(hello.incarnation.clone()), hello)),
         Some(reason) => Err(io::Error::other(format!(
             "refused node {}: {reason}",
             hello.from
@@ -314,164 +386,5 @@ fn disk_refusal(hello: &Hello, local: &Local) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
-
-    use futures::FutureExt as _;
-    use prometheus::IntCounter;
-
-    use super::*;
-    use crate::raft::types::{LogId, Membership, PeerNode, StoredMembership};
-
-    fn local() -> Local {
-        Local {
-            cluster: "c".into(),
-            group: "g".into(),
-            id: 1,
-            incarnation: "disk-1".into(),
-            members: Arc::new(Members::new(IntCounter::new("r", "R.").unwrap())),
-        }
-    }
-
-    /// A node whose membership names `incarnation` for node 2.
-    fn local_that_names(incarnation: &str) -> Local {
-        let local = local();
-        let node = PeerNode {
-            address: "b:2".into(),
-            incarnation: incarnation.into(),
-        };
-        let membership = Membership::new(vec![BTreeSet::from([2])], BTreeMap::from([(2, node)]));
-        let id = Some(LogId::new_term_index(1, 1));
-        let stored = StoredMembership::new(id, membership.unwrap());
-        local.members.set(&Arc::new(stored));
-        local
-    }
-
-    fn hello() -> Hello {
-        Hello {
-            version: WIRE_VERSION,
-            cluster: "c".into(),
-            group: "g".into(),
-            from: 2,
-            to: 1,
-            channel: Channel::Append,
-            incarnation: "disk-2".into(),
-            expects: String::new(),
-        }
-    }
-
-    #[test]
-    fn only_a_peer_of_the_same_group_that_means_this_node_is_let_in() {
-        assert_eq!(refusal(&hello(), &local()), None);
-        assert!(
-            refusal(
-                &Hello {
-                    version: 99,
-                    ..hello()
-                },
-                &local()
-            )
-            .is_some()
-        );
-        assert!(
-            refusal(
-                &Hello {
-                    cluster: "x".into(),
-                    ..hello()
-                },
-                &local()
-            )
-            .is_some()
-        );
-        assert!(
-            refusal(
-                &Hello {
-                    group: "x".into(),
-                    ..hello()
-                },
-                &local()
-            )
-            .is_some()
-        );
-        assert!(refusal(&Hello { to: 3, ..hello() }, &local()).is_some());
-        assert!(refusal(&Hello { from: 1, ..hello() }, &local()).is_some());
-    }
-
-    #[test]
-    fn a_member_that_returned_with_another_disk_is_refused_from_both_sides() {
-        assert_eq!(refusal(&hello(), &local_that_names("disk-2")), None);
-        let reason = refusal(&hello(), &local_that_names("disk-9")).unwrap();
-        assert!(
-            reason.starts_with("node 2 returned with another disk:"),
-            "{reason}"
-        );
-        let expecting = |expects: &str| Hello {
-            expects: expects.into(),
-            ..hello()
-        };
-        let local = local();
-        assert_eq!(refusal(&expecting("disk-1"), &local), None);
-        let reason = refusal(&expecting("disk-0"), &local).unwrap();
-        assert!(
-            reason.starts_with("node 1 returned with another disk:"),
-            "{reason}"
-        );
-        assert_eq!(*local.members.refused_by().borrow(), Some(reason));
-    }
-
-    #[test]
-    fn an_answer_has_the_form_that_the_sender_of_the_hello_knows() {
-        let old = Hello {
-            incarnation: String::new(),
-            ..hello()
-        };
-        let body = |hello: &Hello, refusal| answer_body(hello, &local(), refusal).unwrap();
-        assert_eq!(body(&old, None), b"");
-        assert_eq!(body(&old, Some("no")), b"no");
-        for refusal in [None, Some("no")] {
-            let answer = read_answer(&body(&hello(), refusal));
-            assert_eq!(answer.incarnation, "disk-1");
-            assert_eq!(answer.refusal, refusal.unwrap_or_default());
-        }
-        assert_eq!(read_answer(b""), HelloAnswer::default());
-        assert_eq!(read_answer(b"no").refusal, "no");
-    }
-
-    #[tokio::test]
-    async fn a_frame_gets_memory_as_its_bytes_arrive_not_as_it_announces() {
-        let (here, there) = tokio::io::duplex(64 << 10);
-        let mut reader = PeerConnection::new(Box::new(here)).reader;
-        let mut sender = there;
-        let announced = u32::try_from(wire::PEER_FRAME_BYTES_MAX).unwrap();
-        sender.write_all(&announced.to_be_bytes()).await.unwrap();
-        sender.write_all(&[Kind::Append as u8; 100]).await.unwrap();
-        // The frame never comes; what was sent is read and the reader waits for more.
-        assert!(reader.next().now_or_never().is_none());
-        assert_eq!(reader.buffer.len(), 104);
-        assert!(reader.buffer.capacity() <= 2 * READ_AHEAD_BYTES_MAX);
-    }
-
-    #[tokio::test]
-    async fn frames_larger_than_the_read_ahead_arrive_whole() {
-        let (here, there) = tokio::io::duplex(64 << 10);
-        let mut reader = PeerConnection::new(Box::new(here)).reader;
-        let mut sender = there;
-        let bodies = [3 << 20, 0, (1 << 20) + 7, 100].map(|bytes: usize| {
-            let body: Vec<u8> = (0..bytes).map(|at| (at % 251) as u8).collect();
-            body
-        });
-        let sent = bodies.clone();
-        let sending = tokio::spawn(async move {
-            for body in sent {
-                let frame = wire::encode_raw(Kind::SnapshotChunk, &body);
-                sender.write_all(&frame).await.unwrap();
-            }
-            sender
-        });
-        for body in bodies {
-            assert!(reader.expect(Kind::SnapshotChunk).await.unwrap() == body);
-        }
-        drop(sending.await.unwrap());
-        assert!(reader.next().await.unwrap().is_none());
-    }
-}
+#[path = "peer_test.rs"]
+mod tests;

@@ -1,20 +1,16 @@
 //! Raft messages in: the listener on the Raft port.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use futures::{StreamExt, future::BoxFuture, stream};
+use futures::{StreamExt, stream};
 use openraft::{EntryPayload, Raft, raft::AppendEntriesRequest};
-use raftmq_remoting::RemotingCommand;
 use raftmq_store::CommitLog;
-use tokio::{
-    sync::{Semaphore, mpsc},
-    task::JoinSet,
-    time::sleep,
-};
+use tokio::{sync::Semaphore, task::JoinSet, time::sleep};
 
 use super::{
     candidate::{self, Agreed, Candidate},
+    forward::{self, ForwardHandler},
     guard::{self, VoteGuard},
     log_store::SnapshotBoundary,
     machine::{RaftMachine, receive_snapshot},
@@ -37,9 +33,6 @@ use crate::{
 const PEER_CONNECTIONS_MAX: usize = 256;
 /// Largest snapshot: a checkpoint of a million queues is about 100 MB.
 const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
-/// Forwarded requests of one peer that are handled at the same time.
-const FORWARDS_MAX: usize = 4096;
-
 /// Answers to append requests that one write carries at most.
 const ANSWERS_MAX: usize = 64;
 /// What an entry without commands takes, generously.
@@ -51,25 +44,6 @@ const ROOM_LOOKS_MAX: u32 = 40;
 const ROOM_PAUSE: Duration = Duration::from_millis(100);
 /// Name of the listener in metrics.
 const LISTENER: &str = "raft";
-
-/// How a forwarded request ended.
-#[derive(Debug)]
-pub enum ForwardOutcome {
-    /// Handled; a oneway request has no answer.
-    Handled(Option<Box<RemotingCommand>>),
-    /// This node is not the serving leader; nothing was done.
-    NotLeader,
-}
-
-/// What the leader does with a request that another broker forwards.
-pub trait ForwardHandler: Send + Sync {
-    /// Handles `command` of the client at `peer`.
-    fn handle(
-        &self,
-        command: RemotingCommand,
-        peer: SocketAddr,
-    ) -> BoxFuture<'static, ForwardOutcome>;
-}
 
 /// Serves peers until the listener breaks.
 pub(crate) struct RaftServer {
@@ -135,7 +109,7 @@ impl RaftServer {
                     self.append_stream(connection, &hello, heard).await
                 }
                 Channel::Control => self.control(connection, &hello).await,
-                Channel::Forward => self.forward(connection).await,
+                Channel::Forward => forward::serve(connection, &*self.forwards).await,
                 Channel::Repair => self.repair(connection, hello.from).await,
             }
         };
@@ -321,43 +295,6 @@ impl RaftServer {
             .await
             .map_err(io::Error::other)?;
         Ok(wire::encode_vote_only(Kind::SnapshotResult, &response.vote))
-    }
-
-    /// Requests are handled concurrently; answers carry the id of their request.
-    async fn forward(&self, connection: PeerConnection) -> Result<(), io::Error> {
-        let PeerConnection {
-            mut reader,
-            mut writer,
-            ..
-        } = connection;
-        let permits = Arc::new(Semaphore::new(FORWARDS_MAX));
-        let (answers, mut ready) = mpsc::channel::<Bytes>(FORWARDS_MAX);
-        let mut tasks = JoinSet::new();
-        loop {
-            tokio::select! {
-                biased;
-                answer = ready.recv() => match answer {
-                    Some(answer) => writer.send(&answer).await?,
-                    None => return Ok(()),
-                },
-                frame = reader.next() => {
-                    let Some((Kind::Forward, body)) = frame? else { return Ok(()) };
-                    while tasks.try_join_next().is_some() {}
-                    let Ok(permit) = Arc::clone(&permits).acquire_owned().await else {
-                        return Ok(());
-                    };
-                    let (id, peer, command) = super::forward::decode_request(body)?;
-                    let work = self.forwards.handle(command, peer);
-                    let answers = answers.clone();
-                    tasks.spawn(async move {
-                        let answer = super::forward::encode_answer(id, work.await);
-                        // The connection may have ended; the other side then gives up by itself.
-                        let _ = answers.send(answer).await;
-                        drop(permit);
-                    });
-                }
-            }
-        }
     }
 }
 

@@ -20,13 +20,23 @@ use openraft::{
     },
     vote::leader_id_std,
 };
+use raftmq_remoting::limits::FRAME_BYTES_MAX;
 use serde::{Deserialize, Serialize};
 
 use super::types::{Batch, Entry, LogId, TypeConfig, Vote, decode_membership, encode_membership};
 
 /// Largest frame between brokers. Unit: bytes. An append request carries at most 1 MiB of small
-/// entries or one entry; an entry is bounded by the 16 MiB remoting frame; snapshots are chunked.
+/// entries or one entry, which the log takes up to 64 MiB. Each kind has its own bound, see
+/// [`Kind::bytes_max`].
 pub(crate) const PEER_FRAME_BYTES_MAX: usize = 80 << 20;
+/// Largest hello, and answer to one: names of a cluster and a group, two incarnations, a sentence.
+const HELLO_BYTES_MAX: usize = 16 << 10;
+/// Largest frame of fixed fields, or of a sentence.
+const SMALL_BYTES_MAX: usize = 16 << 10;
+/// Largest frame that carries a piece of something, 1 MiB at a time, with its head.
+const PIECE_BYTES_MAX: usize = (1 << 20) + SMALL_BYTES_MAX;
+/// Largest frame that carries a frame of a client, with id, deadline and address.
+const FORWARD_BYTES_MAX: usize = FRAME_BYTES_MAX + SMALL_BYTES_MAX;
 /// Version of these frames; both ends must speak the same.
 pub(crate) const WIRE_VERSION: u32 = 1;
 
@@ -52,7 +62,7 @@ pub(crate) enum Kind {
     Transfer = 8,
     /// Its answer.
     TransferResult = 9,
-    /// Start of a snapshot: vote, length.
+    /// Start of a snapshot: vote, length. No piece before the answer.
     SnapshotBegin = 10,
     /// A piece of a snapshot.
     SnapshotChunk = 11,
@@ -70,6 +80,10 @@ pub(crate) enum Kind {
     EndLost = 17,
     /// The leader's answer.
     EndLostResult = 18,
+    /// What the leader's clock shows, on the way of forwarded requests.
+    ForwardClock = 19,
+    /// Answer to the start of a snapshot: the pieces may come.
+    SnapshotReady = 20,
     /// The leader asks a node whether it may lead.
     MayLead = 21,
     /// Its answer.
@@ -78,7 +92,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
-        const ALL: [Kind; 20] = [
+        const ALL: [Kind; 22] = [
             Kind::Hello,
             Kind::HelloResult,
             Kind::Append,
@@ -97,10 +111,37 @@ impl Kind {
             Kind::RangeResult,
             Kind::EndLost,
             Kind::EndLostResult,
+            Kind::ForwardClock,
+            Kind::SnapshotReady,
             Kind::MayLead,
             Kind::MayLeadResult,
         ];
         ALL.into_iter().find(|kind| *kind as u8 == byte)
+    }
+
+    /// Largest frame of this kind, without its length. Unit: bytes.
+    const fn bytes_max(self) -> usize {
+        match self {
+            Kind::Append => PEER_FRAME_BYTES_MAX,
+            Kind::Hello | Kind::HelloResult => HELLO_BYTES_MAX,
+            Kind::SnapshotChunk | Kind::RangeResult => PIECE_BYTES_MAX,
+            Kind::Forward | Kind::ForwardResult => FORWARD_BYTES_MAX,
+            Kind::AppendResult
+            | Kind::Vote
+            | Kind::PreVote
+            | Kind::VoteResult
+            | Kind::Transfer
+            | Kind::TransferResult
+            | Kind::SnapshotBegin
+            | Kind::SnapshotResult
+            | Kind::Range
+            | Kind::EndLost
+            | Kind::EndLostResult
+            | Kind::ForwardClock
+            | Kind::SnapshotReady
+            | Kind::MayLead
+            | Kind::MayLeadResult => SMALL_BYTES_MAX,
+        }
     }
 }
 
@@ -176,30 +217,50 @@ pub(crate) fn put_frame(out: &mut BytesMut, kind: Kind, body: impl FnOnce(&mut B
 /// # Errors
 /// When the length or the kind is not one a broker sends: the connection must be closed.
 pub(crate) fn take_frame(buffer: &mut BytesMut) -> Result<Option<(Kind, Bytes)>, io::Error> {
-    let Some(prefix) = buffer.first_chunk::<4>() else {
+    let Some((length, kind)) = head(buffer)? else {
         return Ok(None);
     };
-    let length = u32::from_be_bytes(*prefix) as usize;
-    if length == 0 || length > PEER_FRAME_BYTES_MAX {
-        return Err(malformed("oversized or empty"));
-    }
     if buffer.len() < 4 + length {
         return Ok(None);
     }
     buffer.advance(4);
     let mut frame = buffer.split_to(length).freeze();
-    let kind = Kind::from_byte(frame.get_u8()).ok_or_else(|| malformed("unknown"))?;
+    frame.advance(1);
     Ok(Some((kind, frame)))
+}
+
+/// Length and kind of the frame at the start of `buffer`; `None` = more bytes are needed. It is
+/// judged by these five bytes, before any of the body is kept.
+fn head(buffer: &[u8]) -> Result<Option<(usize, Kind)>, io::Error> {
+    let Some([prefix @ .., kind]) = buffer.first_chunk::<5>() else {
+        return Ok(None);
+    };
+    let length = u32::from_be_bytes(*prefix) as usize;
+    let kind = Kind::from_byte(*kind).ok_or_else(|| malformed("unknown"))?;
+    if length == 0 || length > kind.bytes_max() {
+        return Err(malformed("oversized or empty"));
+    }
+    Ok(Some((length, kind)))
+}
+
+/// Whether what has come so far may be the start of a hello, or of its answer.
+///
+/// # Errors
+/// When it is another frame.
+pub(crate) fn check_introduction(buffer: &[u8]) -> Result<(), io::Error> {
+    match head(buffer)? {
+        None | Some((_, Kind::Hello | Kind::HelloResult)) => Ok(()),
+        Some(_) => Err(malformed("uninvited")),
+    }
 }
 
 /// Bytes that the frame at the start of `buffer` still lacks; 0 when its length is not here yet.
 /// As far as the other side says the truth.
 pub(crate) fn missing_bytes(buffer: &[u8]) -> usize {
-    let Some(prefix) = buffer.first_chunk::<4>() else {
-        return 0;
-    };
-    let length = u32::from_be_bytes(*prefix) as usize;
-    (4 + length).saturating_sub(buffer.len())
+    match head(buffer) {
+        Ok(Some((length, _))) => (4 + length).saturating_sub(buffer.len()),
+        Ok(None) | Err(_) => 0,
+    }
 }
 
 pub(super) fn put_vote(out: &mut BytesMut, vote: &Vote) {
@@ -473,83 +534,5 @@ pub(crate) fn encode_raw(kind: Kind, body: &[u8]) -> Bytes {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn vote() -> Vote {
-        Vote {
-            leader_id: leader_id_std::LeaderId {
-                term: 9,
-                voted_for: 2,
-            },
-            committed: true,
-        }
-    }
-
-    fn body_of(frame: &[u8], kind: Kind) -> Bytes {
-        let mut buffer = BytesMut::from(frame);
-        let (found, body) = take_frame(&mut buffer).unwrap().unwrap();
-        assert_eq!(found, kind);
-        assert!(buffer.is_empty());
-        body
-    }
-
-    #[test]
-    fn an_append_request_survives_the_wire() {
-        let batch = Batch {
-            payload: Bytes::from_static(b"abc"),
-            count: 2,
-            physical_offset: 0,
-        };
-        let request = AppendEntriesRequest::<TypeConfig> {
-            vote: vote(),
-            prev_log_id: Some(LogId::new_term_index(8, 41)),
-            leader_commit: None,
-            entries: vec![
-                Entry {
-                    log_id: LogId::new_term_index(9, 42),
-                    payload: EntryPayload::Blank,
-                },
-                Entry {
-                    log_id: LogId::new_term_index(9, 43),
-                    payload: EntryPayload::Normal(batch),
-                },
-            ],
-        };
-        let mut frame = BytesMut::new();
-        put_append(&mut frame, &request).unwrap();
-        let body = body_of(&frame, Kind::Append);
-        let decoded = decode_append(body.clone()).unwrap();
-        assert_eq!(decoded.entries, request.entries);
-        assert_eq!(decoded.prev_log_id, request.prev_log_id);
-        for cut in 0..body.len() {
-            assert!(decode_append(body.slice(..cut)).is_err(), "cut at {cut}");
-        }
-    }
-
-    #[test]
-    fn append_results_survive_the_wire() {
-        let id = LogId::new_term_index(3, 4);
-        for result in [
-            Ok(Some(id)),
-            Ok(None),
-            Err(StreamAppendError::Conflict(id)),
-            Err(StreamAppendError::HigherVote(vote())),
-        ] {
-            let mut frame = BytesMut::new();
-            put_append_result(&mut frame, &result);
-            let body = body_of(&frame, Kind::AppendResult);
-            assert_eq!(decode_append_result(body).unwrap(), result);
-        }
-    }
-
-    #[test]
-    fn a_lying_length_is_refused_before_it_is_buffered() {
-        let mut buffer = BytesMut::from(&[0xff, 0xff, 0xff, 0xff, 3][..]);
-        assert!(take_frame(&mut buffer).is_err());
-        let mut unknown = BytesMut::from(&[0, 0, 0, 1, 99][..]);
-        assert!(take_frame(&mut unknown).is_err());
-        let mut partial = BytesMut::from(&[0, 0, 0, 9, 3][..]);
-        assert!(take_frame(&mut partial).unwrap().is_none());
-    }
-}
+#[path = "wire_test.rs"]
+mod tests;

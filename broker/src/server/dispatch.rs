@@ -25,8 +25,12 @@ use crate::{
     raft::{ForwardError, ForwardHandler, ForwardOutcome},
 };
 
-/// How long a request waits for a leader. RocketMQ clients give up a send after 3 s.
+/// How long a request waits for a leader and its answer. RocketMQ clients give up a send after 3 s.
 const HOLD_TIMEOUT: Duration = Duration::from_millis(2_800);
+/// The same for a request that wants no answer: its client repeats a commit of an offset after 5 s,
+/// and an election takes less. Short, so that they do not use up what a connection may have under
+/// way, which would keep the others on it waiting.
+const ONEWAY_HOLD_TIMEOUT: Duration = Duration::from_secs(1);
 /// Bytes of requests that may wait for a leader, of all clients together.
 const HELD_BYTES_MAX: usize = 64 << 20;
 /// Pause before a request is tried again when the role has not changed meanwhile: the addressed
@@ -131,7 +135,12 @@ async fn handle(broker: &Arc<Broker>, request: &Request) -> Option<RemotingComma
     if !code.needs_leader() {
         return Some(handler::handle(broker, request).await);
     }
-    let deadline = Instant::now() + HOLD_TIMEOUT;
+    let limit = if request.command.is_oneway() {
+        ONEWAY_HOLD_TIMEOUT
+    } else {
+        HOLD_TIMEOUT
+    };
+    let deadline = Instant::now() + limit;
     let mut held = None;
     let mut is_known = true;
     loop {
@@ -140,7 +149,7 @@ async fn handle(broker: &Arc<Broker>, request: &Request) -> Option<RemotingComma
                 return Some(response);
             }
         } else {
-            match forward(broker, request).await {
+            match forward(broker, request, deadline).await {
                 Forwarded::Answered(response) => return response,
                 Forwarded::Unknown if !is_repeatable(code) => {
                     return Some(no_leader(&request.command, false));
@@ -160,18 +169,6 @@ async fn handle(broker: &Arc<Broker>, request: &Request) -> Option<RemotingComma
             return Some(no_leader(&request.command, is_known));
         }
     }
-}
-
-/// Whether the answer of a leader that was replaced without knowing it would send a consumer back.
-/// What changes something needs no question: it is not committed then.
-fn must_be_current(code: RequestCode) -> bool {
-    matches!(
-        code,
-        RequestCode::QUERY_CONSUMER_OFFSET
-            | RequestCode::SEARCH_OFFSET_BY_TIMESTAMP
-            | RequestCode::GET_MAX_OFFSET
-            | RequestCode::GET_ALL_CONSUMER_OFFSET
-    )
 }
 
 /// Whether carrying a request out twice does no harm, also when the first time comes last: a request
@@ -203,7 +200,7 @@ fn no_leader(command: &RemotingCommand, is_known: bool) -> RemotingCommand {
 /// Handles a request on the serving leader; `None` = it stopped serving before anything was done.
 async fn serve(broker: &Arc<Broker>, request: &Request) -> Option<RemotingCommand> {
     let code = RequestCode(request.command.code);
-    if must_be_current(code) {
+    if code.needs_confirmed_leader() {
         // Another node may take over while commits are settled, so that is asked last.
         broker.offset_commits.settle(broker).await;
         if !broker.serves_for_certain().await {
@@ -264,11 +261,13 @@ enum Forwarded {
     Unknown,
 }
 
-async fn forward(broker: &Broker, request: &Request) -> Forwarded {
+async fn forward(broker: &Broker, request: &Request, deadline: Instant) -> Forwarded {
     let Some(consensus) = broker.consensus() else {
         return Forwarded::NoLeader;
     };
-    let result = consensus.forward(request.peer, &request.command).await;
+    let result = consensus
+        .forward(request.peer, &request.command, deadline)
+        .await;
     let forwards = &broker.metrics.requests.forwards_total;
     match result {
         Ok(response) => {
@@ -279,7 +278,9 @@ async fn forward(broker: &Broker, request: &Request) -> Forwarded {
         Err(error) => {
             forwards.with_label_values(&["failed"]).inc();
             match error {
-                ForwardError::NotLeader | ForwardError::Unreachable(_) => Forwarded::NoLeader,
+                ForwardError::NotLeader | ForwardError::Unreachable(_) | ForwardError::Late => {
+                    Forwarded::NoLeader
+                }
                 ForwardError::Unknown => Forwarded::Unknown,
             }
         }
@@ -359,12 +360,16 @@ impl ForwardHandler for ForwardedRequests {
         &self,
         command: RemotingCommand,
         peer: SocketAddr,
+        deadline: Instant,
     ) -> BoxFuture<'static, ForwardOutcome> {
         let Some(broker) = self.0.upgrade() else {
             return Box::pin(async { ForwardOutcome::NotLeader });
         };
         // On the broker's runtime: Raft's own thread must not do the work of handlers.
         let task = self.1.spawn(async move {
+            if Instant::now() >= deadline {
+                return ForwardOutcome::Late;
+            }
             if !broker.is_serving() {
                 return ForwardOutcome::NotLeader;
             }
