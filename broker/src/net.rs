@@ -10,10 +10,11 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, lookup_host};
 
-use crate::limits::{ACCEPT_BACKLOG, CONNECT_TIMEOUT};
+use crate::limits::{ACCEPT_BACKLOG, CONNECT_TIMEOUT, WRITE_STALL_TIMEOUT};
 
 use self::resolver::Resolver;
 
@@ -31,6 +32,19 @@ static RESOLVER: LazyLock<Resolver> = LazyLock::new(|| {
 /// Pause before `accept` is tried again when the process is out of file descriptors. Unit: ms.
 /// Accepting again at once would spin, because the waiting connection stays in the backlog.
 const ACCEPT_RETRY_MS: u64 = 50;
+
+/// Silence after which the system asks the other machine whether a connection still exists: a machine
+/// that is gone is noticed after this and [`LOST_TIMEOUT`], also when nobody has anything to say.
+/// Linux waits two hours by default.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+
+/// Pause between two such questions.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long the other machine may leave bytes or questions unacknowledged, or its window closed,
+/// before the system ends the connection. Whoever writes has deadlines of his own; this one is for
+/// what was written and is not waited for. Linux waits about 15 minutes by default.
+const LOST_TIMEOUT: Duration = WRITE_STALL_TIMEOUT;
 
 /// A connected byte stream, both directions.
 pub trait AsyncStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -87,8 +101,8 @@ impl Net for TcpNet {
             let socket = socket_for(address)?;
             // A restarted process must get its port although old connections linger in TIME_WAIT.
             socket.set_reuseaddr(true)?;
-            // Accepted connections inherit keep-alive from their listener.
-            socket.set_keepalive(true)?;
+            // Accepted connections inherit this from their listener.
+            notice_loss(&socket)?;
             socket.bind(address)?;
             let listener = socket.listen(ACCEPT_BACKLOG)?;
             Ok(Box::new(TcpAcceptor { listener }) as Box<dyn Listener>)
@@ -171,7 +185,7 @@ async fn connect_any(address: &str) -> io::Result<TcpStream> {
 
 async fn connect_one(address: SocketAddr) -> io::Result<TcpStream> {
     let socket = socket_for(address)?;
-    socket.set_keepalive(true)?;
+    notice_loss(&socket)?;
     // The kernel picks our port from the ephemeral range, where RocketMQ's usual Raft ports lie. A
     // restarted broker can bind its port beside this connection only if both sides allow it.
     socket.set_reuseaddr(true)?;
@@ -183,6 +197,18 @@ async fn connect_one(address: SocketAddr) -> io::Result<TcpStream> {
     }
     stream.set_nodelay(true)?;
     Ok(stream)
+}
+
+/// Has the system end connections to machines that are gone.
+fn notice_loss(socket: &TcpSocket) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_IDLE)
+        .with_interval(KEEPALIVE_INTERVAL);
+    socket.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(LOST_TIMEOUT))?;
+    Ok(())
 }
 
 fn socket_for(address: SocketAddr) -> io::Result<TcpSocket> {
@@ -214,5 +240,28 @@ pub fn local_ipv4() -> Option<std::net::Ipv4Addr> {
     match socket.local_addr().ok()?.ip() {
         std::net::IpAddr::V4(ip) if !ip.is_loopback() && !ip.is_unspecified() => Some(ip),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn connections_of_both_sides_end_when_the_other_machine_is_gone() {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let socket = socket_for(any).unwrap();
+        notice_loss(&socket).unwrap();
+        socket.bind(any).unwrap();
+        let listener = socket.listen(ACCEPT_BACKLOG).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (near, far) = tokio::join!(connect_one(address), listener.accept());
+        for stream in [near.unwrap(), far.unwrap().0] {
+            let socket = SockRef::from(&stream);
+            assert!(socket.keepalive().unwrap());
+            assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
+            assert_eq!(socket.tcp_user_timeout().unwrap(), Some(LOST_TIMEOUT));
+        }
     }
 }

@@ -63,6 +63,15 @@ pub(super) struct DeadLeader {
     checking: AtomicBool,
 }
 
+/// A suspicion that is being looked into, until it is dropped.
+struct Checking(Arc<DeadLeader>);
+
+impl Drop for Checking {
+    fn drop(&mut self) {
+        self.0.checking.store(false, Ordering::SeqCst);
+    }
+}
+
 /// What a survivor knows of the group when the leader is suspected.
 struct View {
     vote: Vote,
@@ -106,11 +115,8 @@ impl DeadLeader {
         if !self.stands.load(Ordering::SeqCst) || self.checking.swap(true, Ordering::SeqCst) {
             return;
         }
-        let this = Arc::clone(self);
-        tokio::spawn(async move {
-            this.replace(peer).await;
-            this.checking.store(false, Ordering::SeqCst);
-        });
+        let checking = Checking(Arc::clone(self));
+        tokio::spawn(async move { checking.0.replace(peer).await });
     }
 
     /// Stands for election if `peer` leads and its process is dead, as soon as it is this node's

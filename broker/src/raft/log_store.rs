@@ -5,7 +5,7 @@ use std::{
     fmt::Debug,
     io,
     ops::{Bound, RangeBounds, RangeInclusive},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -15,9 +15,10 @@ use openraft::{
     storage::{IOFlushed, RaftLogStorage},
     vote::leader_id_std,
 };
-use raftmq_store::{CommitLog, LogId as StoreLogId, LogPosition, StoreError};
+use raftmq_store::{CommitLog, LogId as StoreLogId, StoreError};
 use tokio::time::sleep;
 
+use super::boundary::SnapshotBoundaries;
 use super::repair;
 use super::types::{Entry, LogId, TypeConfig, Vote, from_stored, log_id, store_id, to_stored};
 
@@ -30,9 +31,8 @@ const APPLY_READ_BYTES: u64 = 4 << 20;
 /// Pause between looks whether a damaged entry is mended.
 const MEND_PAUSE: Duration = Duration::from_millis(20);
 
-/// Where the log continues after a snapshot. Filled in by whoever receives or installs the
-/// snapshot, used when Raft then purges the log up to it.
-pub(crate) type SnapshotBoundary = Arc<Mutex<Option<LogPosition>>>;
+/// Shared by whoever receives or installs a snapshot.
+pub(crate) type SnapshotBoundary = Arc<SnapshotBoundaries>;
 
 /// Raft's view of the commit log.
 #[derive(Clone, Debug)]
@@ -303,12 +303,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let log = Arc::clone(&self.log);
         let id = store_id(&upto);
         let beyond_end = log.last_id().is_none_or(|last| last.index <= id.index);
-        let boundary = self
-            .boundary
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .take_if(|position| position.id.index == id.index);
-        match boundary {
+        match self.boundary.take(&id) {
             // The log ends before the installed snapshot: continue right behind it.
             Some(position) if beyond_end => {
                 blocking(move || log.reset(position.id, position.end_physical, position.crc)).await
@@ -321,7 +316,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use raftmq_store::{EntryKind, LogConfig, NewEntry, RealDisk};
+    use raftmq_store::{EntryKind, LogConfig, LogPosition, NewEntry, RealDisk};
 
     use super::*;
 
@@ -366,6 +361,26 @@ mod tests {
         assert_eq!(store.try_get_log_entries(0..3).await.unwrap(), []);
         let applied: Vec<_> = store.entries_stream(0..5).await.collect().await;
         assert!(matches!(&applied[..], [Err(_)]));
+    }
+
+    #[tokio::test]
+    async fn a_log_goes_on_behind_a_snapshot_whatever_other_was_received_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = LogConfig::new(dir.path());
+        let (log, ..) = CommitLog::open(Arc::new(RealDisk), config, None).unwrap();
+        let boundary = SnapshotBoundary::default();
+        let mut store = LogStore::new(Arc::clone(&log), Arc::clone(&boundary));
+        for index in [90, 50, 95] {
+            boundary.note(LogPosition {
+                id: blank(index).id,
+                end_physical: 100 * index,
+                crc: 7,
+                term_starts: vec![blank(0).id],
+            });
+        }
+        store.purge(LogId::new_term_index(0, 90)).await.unwrap();
+        assert_eq!(log.last_id(), Some(blank(90).id));
+        assert_eq!(log.max_physical(), 9000);
     }
 
     #[tokio::test]

@@ -219,12 +219,9 @@ fn meta_of(id: StoreLogId, membership: &MembershipRecord) -> Result<SnapshotMeta
     })
 }
 
-/// Reads the snapshot that came in `chunks`, away from Raft's thread.
-pub(crate) async fn receive_snapshot(chunks: Vec<Bytes>) -> Result<Snapshot, io::Error> {
-    let received = blocking(move || {
-        let bytes = Bytes::from(chunks.concat());
-        Ok((bytes.clone(), decode_snapshot(bytes)?))
-    });
+/// Reads a snapshot that came from a leader, away from Raft's thread.
+pub(crate) async fn receive_snapshot(bytes: Bytes) -> Result<Snapshot, io::Error> {
+    let received = blocking(move || Ok((bytes.clone(), decode_snapshot(bytes)?)));
     let (bytes, decoded) = received.await.map_err(storage_error)?;
     Ok(Snapshot {
         meta: snapshot_meta(&decoded.restored)?,
@@ -372,11 +369,7 @@ impl RaftStateMachine<TypeConfig> for RaftMachine {
         };
         let index = decoded.restored.id.index;
         let physical = decoded.restored.position.end_physical;
-        *self
-            .boundary
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner) =
-            Some(decoded.restored.position.clone());
+        self.boundary.note(decoded.restored.position.clone());
         let (machine, checkpoints) = (Arc::clone(&self.machine), Arc::clone(&self.checkpoints));
         let installed = blocking(move || install(&machine, &checkpoints, decoded));
         installed.await.map_err(storage_error)?;

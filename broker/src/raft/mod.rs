@@ -4,6 +4,7 @@
 //! request to the leader, change the group. Raft's tasks run on a runtime of their own with one
 //! thread, so that a burst of client work never delays a heartbeat.
 
+mod boundary;
 mod candidate;
 mod catch_up;
 mod confirm;
@@ -22,6 +23,7 @@ mod pulse;
 mod repair;
 mod runtime;
 mod server;
+mod snapshot_intake;
 mod start;
 #[cfg(test)]
 mod suite_test;
@@ -63,6 +65,7 @@ use self::{
     pulse::Pulse,
     runtime::observe_polls,
     server::RaftServer,
+    snapshot_intake::SnapshotIntake,
     start::{raft_config, raft_machine, serve_peers, start_raft, start_runtime},
     transfer::Transfers,
     transport::Transport,
@@ -233,6 +236,7 @@ impl Consensus {
             local: local.clone(),
             formation: parts.raft.formation,
             boundary,
+            snapshots: SnapshotIntake::default(),
             guard: Arc::clone(&guard),
             candidate,
             forwards: parts.forwards,

@@ -19,6 +19,7 @@ use super::{
     pulse::Pulse,
     repair::serve_ranges,
     runtime::timed,
+    snapshot_intake::{Intake, SnapshotIntake},
     types::TypeConfig,
     wire::{self, Channel, Hello, Kind},
 };
@@ -31,8 +32,6 @@ use crate::{
 
 /// Connections from peers at a time. A group of 7 with a few reconnects in flight uses 40.
 const PEER_CONNECTIONS_MAX: usize = 256;
-/// Largest snapshot: a checkpoint of a million queues is about 100 MB.
-const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
 /// Answers to append requests that one write carries at most.
 const ANSWERS_MAX: usize = 64;
 /// What an entry without commands takes, generously.
@@ -51,6 +50,7 @@ pub(crate) struct RaftServer {
     pub local: Local,
     pub formation: GroupFormation,
     pub boundary: SnapshotBoundary,
+    pub snapshots: SnapshotIntake,
     pub guard: Arc<VoteGuard>,
     pub candidate: Candidate,
     pub forwards: Arc<dyn ForwardHandler>,
@@ -254,7 +254,7 @@ impl RaftServer {
                     agreed = answer.ok();
                     frame
                 }
-                Kind::SnapshotBegin => self.snapshot(body, &mut connection.reader).await?,
+                Kind::SnapshotBegin => self.snapshot(body, &mut connection, hello.from).await?,
                 _ => return Err(wire::malformed("control")),
             };
             connection.writer.send(&answer).await?;
@@ -269,31 +269,38 @@ impl RaftServer {
         self.candidate.may_lead(stalls).await
     }
 
-    async fn snapshot(&self, begin: Bytes, reader: &mut PeerReader) -> Result<Bytes, io::Error> {
+    async fn snapshot(
+        &self,
+        begin: Bytes,
+        connection: &mut PeerConnection,
+        from: u64,
+    ) -> Result<Bytes, io::Error> {
         let (vote, length) = wire::decode_snapshot_begin(begin)?;
-        if length > SNAPSHOT_BYTES_MAX {
-            return Err(wire::malformed("oversized snapshot"));
-        }
-        let (mut chunks, mut bytes) = (Vec::new(), 0);
-        while bytes < length {
-            let chunk = reader.expect(Kind::SnapshotChunk).await?;
-            bytes += chunk.len() as u64;
-            chunks.push(chunk);
-        }
-        let snapshot = receive_snapshot(chunks).await?;
+        let own = self.raft.with_raft_state(|state| *state.vote_ref());
+        let own = own.await.map_err(io::Error::other)?;
+        let announced = (from, vote, length);
+        let (data, _turn) = match self.snapshots.take(connection, announced, own).await? {
+            Intake::Whole(data, turn) => (data, turn),
+            Intake::Refused(later) => {
+                return Ok(wire::encode_vote_only(Kind::SnapshotResult, &later));
+            }
+        };
+        let snapshot = receive_snapshot(data).await?;
         // Raft may purge the log before the state machine has installed the snapshot.
+        let mut noted = None;
         if let Some(decoded) = &snapshot.snapshot.decoded {
-            *self
-                .boundary
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner) =
-                Some(decoded.restored.position.clone());
+            noted = Some(decoded.restored.position.id);
+            self.boundary.note(decoded.restored.position.clone());
         }
         let response = self
             .raft
             .install_full_snapshot(vote, snapshot)
             .await
             .map_err(io::Error::other)?;
+        if let Some(id) = noted.filter(|_| response.vote != vote) {
+            // A later vote came in between, and Raft did not take the snapshot.
+            self.boundary.forget(&id);
+        }
         Ok(wire::encode_vote_only(Kind::SnapshotResult, &response.vote))
     }
 }

@@ -185,7 +185,7 @@ impl Node {
             let position = checkpoint::restore(&sent)?.position;
             let manifest = index.write_frozen(&index.freeze())?;
             self.checkpoints.install(sent, manifest.unwrap())?;
-            *self.boundary.lock().unwrap() = Some(position);
+            self.boundary.note(position);
         }
         self.target.store(id.index, Ordering::SeqCst);
         Ok(())

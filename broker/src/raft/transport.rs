@@ -25,7 +25,10 @@ use openraft::{
         TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
     },
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{
+    sync::{Notify, mpsc},
+    time::{Instant, sleep_until, timeout},
+};
 
 use super::{
     candidate,
@@ -334,11 +337,19 @@ impl PeerClient {
         let mut connection = self.connect(Channel::Control).await?;
         let begin = wire::encode_snapshot_begin(&vote, snapshot.len() as u64);
         connection.writer.send(&begin).await?;
+        let answer = timeout(SNAPSHOT_STEP_TIMEOUT, connection.reader.next());
+        match answer.await.map_err(timed_out)?? {
+            Some((Kind::SnapshotReady, _)) => {}
+            Some((Kind::SnapshotResult, body)) => {
+                return Ok(SnapshotResponse::new(wire::decode_vote_only(body)?));
+            }
+            Some(_) => return Err(wire::malformed("unexpected")),
+            None => return Err(io::ErrorKind::UnexpectedEof.into()),
+        }
         for chunk in snapshot.chunks(SNAPSHOT_CHUNK_BYTES) {
             let frame = wire::encode_raw(Kind::SnapshotChunk, chunk);
-            timeout(SNAPSHOT_STEP_TIMEOUT, connection.writer.send(&frame))
-                .await
-                .map_err(timed_out)??;
+            let write = connection.writer.send_within(SNAPSHOT_STEP_TIMEOUT, &frame);
+            write.await?;
         }
         let answer = connection.reader.expect(Kind::SnapshotResult);
         let body = timeout(SNAPSHOT_STEP_TIMEOUT, answer)
@@ -408,7 +419,8 @@ where
     Ok(())
 }
 
-/// Returns whether the connection can be used again.
+/// Returns whether the connection can be used again. Requests are written and answers read beside each
+/// other: were the answers left unread during a write, both ends could wait for each other.
 async fn exchange<S>(
     reader: &mut PeerReader,
     writer: &mut PeerWriter,
@@ -418,49 +430,136 @@ async fn exchange<S>(
 where
     S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
 {
+    let under_way = UnderWay::default();
+    tokio::select! {
+        biased;
+        reusable = read_answers(reader, responses, &under_way) => reusable,
+        // When all is written, the answers are still to come.
+        Err(error) = write_requests(writer, input, &under_way) => Err(error),
+    }
+}
+
+async fn write_requests<S>(
+    writer: &mut PeerWriter,
+    input: S,
+    under_way: &UnderWay,
+) -> Result<(), io::Error>
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
+{
     // Fused: the look-ahead below may meet the end before the outer loop does.
     let mut input = input.fuse();
-    let mut waiting: usize = 0;
-    let mut ended = false;
     let mut frames = BytesMut::new();
+    while let Some(request) = input.next().await {
+        let mut count = 1;
+        wire::put_append(&mut frames, &request)?;
+        drop(request);
+        // Requests that are ready together leave in one write.
+        while frames.len() < APPEND_WRITE_BYTES
+            && let Some(Some(request)) = input.next().now_or_never()
+        {
+            wire::put_append(&mut frames, &request)?;
+            count += 1;
+        }
+        under_way.begin(count);
+        writer.send(&frames).await?;
+        under_way.written();
+        if frames.capacity() > APPEND_WRITE_BYTES {
+            frames = BytesMut::new();
+        }
+        frames.clear();
+    }
+    under_way.end();
+    Ok(())
+}
+
+async fn read_answers(
+    reader: &mut PeerReader,
+    responses: &ResponseSender,
+    under_way: &UnderWay,
+) -> Result<bool, io::Error> {
     loop {
+        let Progress {
+            waiting,
+            since,
+            ended,
+        } = under_way.look();
         if ended && waiting == 0 {
             return Ok(true);
         }
         tokio::select! {
             biased;
-            request = input.next(), if !ended => match request {
-                Some(request) => {
-                    wire::put_append(&mut frames, &request)?;
-                    waiting += 1;
-                    drop(request);
-                    // Requests that are ready together leave in one write.
-                    while frames.len() < APPEND_WRITE_BYTES
-                        && let Some(Some(request)) = input.next().now_or_never()
-                    {
-                        wire::put_append(&mut frames, &request)?;
-                        waiting += 1;
-                    }
-                    timeout(APPEND_ANSWER_TIMEOUT, writer.send(&frames)).await??;
-                    if frames.capacity() > APPEND_WRITE_BYTES {
-                        frames = BytesMut::new();
-                    }
-                    frames.clear();
-                }
-                None => ended = true,
-            },
-            frame = answer(reader), if waiting > 0 => {
+            frame = reader.expect(Kind::AppendResult), if waiting > 0 => {
                 let result = wire::decode_append_result(frame?)?;
-                waiting -= 1;
+                under_way.answered();
                 let failed = result.is_err();
                 if responses.send(Ok(result)).await.is_err() || failed {
                     return Ok(false);
                 }
             }
+            () = under_way.changed.notified() => {}
+            () = no_answer(since) => return Err(io::ErrorKind::TimedOut.into()),
         }
     }
 }
 
-async fn answer(reader: &mut PeerReader) -> Result<Bytes, io::Error> {
-    timeout(APPEND_ANSWER_TIMEOUT, reader.expect(Kind::AppendResult)).await?
+/// Ready when the answer to what was written at `since` is overdue.
+async fn no_answer(since: Option<Instant>) {
+    match since {
+        Some(since) => sleep_until(since + APPEND_ANSWER_TIMEOUT).await,
+        None => std::future::pending().await,
+    }
 }
+
+/// The requests of an append stream that have no answer yet.
+#[derive(Debug, Default)]
+struct UnderWay {
+    progress: Mutex<Progress>,
+    changed: Notify,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Progress {
+    waiting: usize,
+    /// When the last write or answer was complete, if there is something to wait for.
+    since: Option<Instant>,
+    /// Nothing more is written.
+    ended: bool,
+}
+
+impl UnderWay {
+    fn look(&self) -> Progress {
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Progress)) {
+        change(&mut self.progress.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Answers may come from here on.
+    fn begin(&self, count: usize) {
+        self.change(|progress| progress.waiting += count);
+        self.changed.notify_one();
+    }
+
+    fn written(&self) {
+        self.change(|progress| progress.since = (progress.waiting > 0).then(Instant::now));
+        self.changed.notify_one();
+    }
+
+    fn answered(&self) {
+        self.change(|progress| {
+            progress.waiting -= 1;
+            progress.since = (progress.waiting > 0).then(Instant::now);
+        });
+    }
+
+    fn end(&self) {
+        self.change(|progress| progress.ended = true);
+        self.changed.notify_one();
+    }
+}
+
+#[cfg(test)]
+#[path = "transport_test.rs"]
+mod tests;
