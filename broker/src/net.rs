@@ -33,18 +33,21 @@ static RESOLVER: LazyLock<Resolver> = LazyLock::new(|| {
 /// Accepting again at once would spin, because the waiting connection stays in the backlog.
 const ACCEPT_RETRY_MS: u64 = 50;
 
-/// Silence after which the system asks the other machine whether a connection still exists: a machine
-/// that is gone is noticed after this and [`LOST_TIMEOUT`], also when nobody has anything to say.
-/// Linux waits two hours by default.
+/// Silence after which the system asks the other machine whether a connection still exists, so that a
+/// machine that is gone is noticed within [`LOST_TIMEOUT`] also when nobody has anything to say. Linux
+/// asks after two hours by default.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 
 /// Pause between two such questions.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long the other machine may leave bytes or questions unacknowledged, or its window closed,
-/// before the system ends the connection. Whoever writes has deadlines of his own; this one is for
+/// before the system ends the connection: our own limit for a client that takes not one byte. Whoever writes has deadlines of his own; this one is for
 /// what was written and is not waited for. Linux waits about 15 minutes by default.
 const LOST_TIMEOUT: Duration = WRITE_STALL_TIMEOUT;
+
+const _: () =
+    assert!(KEEPALIVE_IDLE.as_secs() + KEEPALIVE_INTERVAL.as_secs() < LOST_TIMEOUT.as_secs());
 
 /// A connected byte stream, both directions.
 pub trait AsyncStream: AsyncRead + AsyncWrite + Send + Unpin {}

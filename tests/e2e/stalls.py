@@ -3,10 +3,13 @@
 syncs take 5 s, cut off by a partition in one or in both directions.
 
 Each time the group takes messages again within 2 s, the leader of the past returns as a follower,
-and the term rises by little: no storm of elections. In the end nothing acknowledged is lost. Runs
-in a network namespace of its own; needs root.
+and the term rises by little: no storm of elections. Then a leader is paused while the third node is
+dead, so that nobody can replace it: what its follower forwards is answered in time all the same, and
+the leader does none of it when it goes on. In the end nothing acknowledged is lost. Runs in a network
+namespace of its own; needs root.
 """
 
+import concurrent.futures
 import sys
 import time
 
@@ -22,6 +25,10 @@ FAULT = 4.0
 TERMS_MAX = 4
 # Calm before each fault. Unit: seconds.
 CALM = 1.0
+# What a client waits for the answer to a send. Unit: seconds.
+ANSWER_MAX = 3.0
+# Messages that are sent at once to a group without a quorum.
+SENDERS = 16
 
 FAULTS = (faults.paused, faults.stalled, faults.silent, faults.cut_off)
 
@@ -48,6 +55,7 @@ def run(checks):
                     one_round(checks, group, probers, fault, f"{fault.__doc__}, round {number + 1}", gaps[fault])
             for prober in probers.values():
                 prober.stop()
+            nobody_can_replace_it(checks, group)
             for fault, values in gaps.items():
                 print(e2e.gap_line(f"a leader {fault.__doc__}: writable again after", values))
             group.await_all_equal()
@@ -85,6 +93,40 @@ def one_round(checks, group, probers, fault, name, gaps):
     checks.check(new not in (None, leader), f"{name}: another node leads", new)
     checks.check(after - term <= TERMS_MAX, f"{name}: no storm of elections", f"{after - term} terms")
     checks.check(not group.deaths, f"{name}: no broker ended", group.deaths)
+
+
+def nobody_can_replace_it(checks, group):
+    """A leader that is paused while the third node is dead."""
+    topic = "given_up"
+    leader = group.await_leader()
+    follower, third = (name for name in group.all_nodes if name != leader)
+    address = group.all_nodes[follower]["address"]
+    remoting.create_topic(address, topic, 1)
+    remoting.Client([address]).send(topic, 0, "before")
+
+    def send(number):
+        begin = time.monotonic()
+        header = remoting.Client([address]).try_send(topic, 0, f"given_up_{number}")
+        return time.monotonic() - begin, header["code"]
+
+    group.kill(third)
+    resume = faults.paused(group, leader)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(SENDERS) as pool:
+            answers = list(pool.map(send, range(SENDERS)))
+    finally:
+        resume()
+    longest = max(seconds for seconds, _ in answers)
+    codes = {code for _, code in answers}
+    print(f"sends without a quorum: answered within {longest:.2f} s, with {sorted(codes)}")
+    checks.check(longest < ANSWER_MAX, f"sends without a quorum: answered within {ANSWER_MAX} s", f"{longest:.2f} s")
+    unknown_or_not_done = {remoting.SYSTEM_ERROR, remoting.SERVICE_NOT_AVAILABLE}
+    checks.check(codes <= unknown_or_not_done, "sends without a quorum: none is acknowledged", codes)
+    time.sleep(CALM)
+    _, end = remoting.Client([address]).send(topic, 0, "after")
+    checks.check(end == 1, "sends without a quorum: none is carried out later", f"{end - 1} are")
+    group.restart(third)
+    group.await_ready()
 
 
 def sent_since(prober, begin):
