@@ -215,7 +215,7 @@ mod tests {
         let mut client = transport.new_snapshot_client(1, &node).await;
         let snapshot = Snapshot {
             meta: SnapshotMeta::default(),
-            snapshot: vec![3; bytes].into(),
+            snapshot: Bytes::from(vec![3; bytes]).into(),
         };
         let option = RPCOption::new(Duration::from_secs(1));
         let sent = client.full_snapshot(vote, snapshot, std::future::pending(), option);
