@@ -5,6 +5,7 @@
 //! into the Raft snapshot of its point before it purges the log up to there. A checkpoint never
 //! names an entry that is not flushed on this node, since Raft may apply before the local flush.
 
+mod choose;
 mod writer;
 
 use std::{
@@ -12,7 +13,7 @@ use std::{
     path::Path,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -24,7 +25,7 @@ use raftmq_store::{
     index::{FrozenIndex, QueueIndex},
 };
 
-pub(crate) use self::writer::CheckpointWriter;
+pub(crate) use self::{choose::begin_index_anew, writer::CheckpointWriter};
 
 /// Section tags of a checkpoint file. Stable: they are on disk.
 mod section {
@@ -125,6 +126,8 @@ pub struct Checkpoints {
     reserve: Reserve,
     /// Size of the newest one. Unit: bytes.
     newest_bytes: AtomicU64,
+    /// One was found damaged, and none was taken since.
+    wanted: AtomicBool,
 }
 
 fn damaged(section: &str) -> StoreError {
@@ -153,6 +156,24 @@ fn decode_membership_section(bytes: &Bytes) -> Option<MembershipRecord> {
         id,
         json: Bytes::copy_from_slice(json),
     })
+}
+
+/// A checkpoint of a state (encoded), its membership and its newest store timestamp.
+pub(crate) fn checkpoint_at(
+    position: &LogPosition,
+    (state, membership, last_store_timestamp_ms): (Vec<u8>, &MembershipRecord, u64),
+) -> Checkpoint {
+    let timestamp = last_store_timestamp_ms.to_le_bytes();
+    let sections = [
+        (section::STATE, Bytes::from(state)),
+        (section::POSITION, Bytes::from(position.encode())),
+        (section::MEMBERSHIP, membership_section(membership)),
+        (section::TIMESTAMP, Bytes::copy_from_slice(&timestamp)),
+    ];
+    Checkpoint {
+        id: position.id,
+        sections: BTreeMap::from(sections),
+    }
 }
 
 /// Decodes all sections of `checkpoint`.
@@ -254,6 +275,7 @@ impl Checkpoints {
             known: Mutex::new(known),
             reserve: Reserve::open(disk, reserve_dir)?,
             newest_bytes: AtomicU64::new(newest_bytes),
+            wanted: AtomicBool::new(false),
         })
     }
 
@@ -301,25 +323,21 @@ impl Checkpoints {
     }
 
     /// From where the log has to be verified when `restored` is what a restart begins from. The
-    /// log need not reach to an installed one: then it is the position of the one before.
-    ///
-    /// # Errors
-    /// When that one cannot be read any more.
-    pub fn verified_position(
-        &self,
-        restored: &Restored,
-    ) -> Result<Option<LogPosition>, StoreError> {
+    /// log need not reach to an installed one: then it is the position of the one before, as far as
+    /// that can be read.
+    #[must_use]
+    pub fn verified_position(&self, restored: &Restored) -> Option<LogPosition> {
         if !restored.installed {
-            return Ok(Some(restored.position.clone()));
+            return Some(restored.position.clone());
         }
-        let older = |index: &u64| *index < restored.id.index;
-        for index in newest_locals(&self.known()).into_iter().filter(older) {
-            let before = self.dir.read(index)?;
-            if !before.sections.contains_key(&section::INSTALLED) {
-                return position_of(&before).map(Some);
-            }
-        }
-        Ok(None)
+        let locals = newest_locals(&self.known());
+        let older = locals
+            .into_iter()
+            .filter(|index| *index < restored.id.index);
+        older
+            .filter_map(|index| self.dir.read(index).ok())
+            .find(|before| !before.sections.contains_key(&section::INSTALLED))
+            .and_then(|before| position_of(&before).ok())
     }
 
     /// Points the log may be purged up to, oldest first.
@@ -338,17 +356,17 @@ impl Checkpoints {
     /// When it does not exist or is damaged.
     pub(crate) fn verify(&self, index: u64) -> Result<(), StoreError> {
         let verified = self.dir.read(index).and_then(|read| restore(&read));
-        if verified.is_err() {
-            self.known().remove(&index);
-        }
-        verified.map(|_| ())
+        verified
+            .map(|_| ())
+            .inspect_err(|error| self.found_damaged(index, error))
     }
 
     /// The checkpoint at `index`.
     ///
     /// # Errors
     /// When it does not exist or is damaged.
-    pub fn read(&self, index: u64) -> Result<Checkpoint, StoreError> {
+    #[cfg(test)]
+    pub(crate) fn read(&self, index: u64) -> Result<Checkpoint, StoreError> {
         self.dir.read(index)
     }
 
@@ -427,22 +445,16 @@ impl Checkpoints {
         if manifest.is_none() && !job.roll {
             return Ok(());
         }
-        let mut sections = BTreeMap::new();
+        let content = (job.state, &job.membership, job.last_store_timestamp_ms);
+        let mut checkpoint = checkpoint_at(&position, content);
+        let sections = &mut checkpoint.sections;
         if let Some(manifest) = manifest {
             sections.insert(section::INDEX, Bytes::from(manifest));
         }
-        sections.insert(section::STATE, Bytes::from(job.state));
-        sections.insert(section::POSITION, Bytes::from(position.encode()));
-        sections.insert(section::MEMBERSHIP, membership_section(&job.membership));
-        let timestamp = job.last_store_timestamp_ms.to_le_bytes();
-        sections.insert(section::TIMESTAMP, Bytes::copy_from_slice(&timestamp));
         if job.roll {
             sections.insert(section::ROLL, Bytes::new());
         }
-        self.store(&Checkpoint {
-            id: job.id,
-            sections,
-        })?;
+        self.store(&checkpoint)?;
         self.prune(log.purged_id().map(|id| id.index))?;
         self.retire_runs(index)
     }

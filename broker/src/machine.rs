@@ -20,7 +20,9 @@ use raftmq_store::{
 };
 use tokio::sync::watch;
 
-use crate::{limits::NAMESRV_TOPIC_CHANGES_KEPT, long_poll::LongPoll};
+use crate::{
+    checkpoint::begin_index_anew, limits::NAMESRV_TOPIC_CHANGES_KEPT, long_poll::LongPoll,
+};
 
 /// Why an entry could not be applied. Each of them ends the process: going on would let this
 /// replica differ from the others.
@@ -228,12 +230,7 @@ impl Machine {
         self.last_store_timestamp_ms
             .store(last_store_timestamp_ms, Ordering::Relaxed);
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
-        self.index.clear();
-        for topic in restored.topics() {
-            for queue in &topic.queues {
-                self.index.begin_queue(queue.number, queue.next_offset);
-            }
-        }
+        begin_index_anew(&self.index, &restored);
         let counter = restored.topic_version().counter;
         let replaced = std::mem::replace(&mut *state, restored);
         drop(state);

@@ -1,5 +1,6 @@
-//! Reads the sealed part of the log again and again, so that what rots on the disk is found while
-//! other replicas still have it. What is found is mended by `raft/mend.rs`.
+//! Reads the sealed part of the log and the checkpoints again and again, so that what rots on the
+//! disk is found while other replicas still have it. What is found in the log is mended by
+//! `raft/mend.rs`; for a damaged checkpoint another one is taken.
 
 use std::{sync::Arc, time::Duration};
 
@@ -45,6 +46,7 @@ pub(crate) async fn run(broker: Arc<Broker>) {
                 tracing::error!(physical, "the scrub found damage in the log");
             }
             Ok(Scrubbed::Over) => {
+                checkpoints(&broker).await;
                 sleep_until(pass_began + PASS_INTERVAL).await;
                 pass_began = Instant::now();
             }
@@ -53,6 +55,25 @@ pub(crate) async fn run(broker: Arc<Broker>) {
                 scrub.skip_segment();
                 sleep(ERROR_PAUSE).await;
             }
+        }
+    }
+}
+
+/// Reads each checkpoint once.
+async fn checkpoints(broker: &Arc<Broker>) {
+    let Some(consensus) = broker.consensus() else {
+        return;
+    };
+    for index in consensus.checkpoints().indexes() {
+        let began = Instant::now();
+        let checkpoints = Arc::clone(consensus.checkpoints());
+        match blocking(move || checkpoints.scrub(index)).await {
+            Ok(Some(bytes)) => {
+                broker.metrics.log.scrubbed_bytes_total.inc_by(bytes);
+                sleep_until(began + duration_of(bytes)).await;
+            }
+            Ok(None) => broker.metrics.log.damages_total.inc(),
+            Err(_) => return,
         }
     }
 }

@@ -29,7 +29,7 @@ use super::{
     machine::snapshot_meta,
     members::Members,
     peer::{self, Local},
-    repair,
+    repair, repair_checkpoint,
     types::{Batch, Entry, LogId, TypeConfig, Vote, decode_membership, encode_membership},
     wire::{self, Channel, Hello, HelloAnswer, Kind, WIRE_VERSION},
 };
@@ -88,6 +88,12 @@ fn small_frame(kind: Kind, body: &Bytes) -> Option<Bytes> {
         Kind::SnapshotResult => wire::encode_vote_only(kind, &wire::decode_vote_only(raw).ok()?),
         Kind::Range => repair::encode_request(repair::decode_request(raw).ok()?),
         Kind::RangeResult => repair::encode_answer(&repair::decode_answer(raw).ok()?),
+        Kind::Checkpoint => {
+            repair_checkpoint::encode_request(repair_checkpoint::decode_request(raw).ok()?)
+        }
+        Kind::CheckpointResult => {
+            repair_checkpoint::encode_answer(repair_checkpoint::decode_answer(raw).ok()?.as_ref())
+        }
         Kind::EndLostResult => {
             let (vote, last) = guard::decode_answer(raw).ok()??;
             guard::encode_answer(&vote, Some(&last))
@@ -133,6 +139,16 @@ pub fn raft_frame_examples() -> Vec<Vec<u8>> {
             skip: 9,
         }),
         repair::encode_answer(&RangeAnswer::Bytes(Bytes::from_static(b"bytes"))),
+        repair_checkpoint::encode_request(repair_checkpoint::PartRequest {
+            behind: 7,
+            index: 8,
+            offset: 9,
+        }),
+        repair_checkpoint::encode_answer(Some(&repair_checkpoint::Part {
+            index: 8,
+            total: 100,
+            bytes: Bytes::from_static(b"bytes"),
+        })),
         wire::encode_raw(Kind::EndLost, &[]),
         wire::encode_raw(Kind::SnapshotReady, &[]),
         forward::encode_clock(1000),
@@ -293,7 +309,7 @@ mod tests {
             assert_eq!(raft_frame(frame).as_ref(), Some(frame));
         }
         let kinds: BTreeSet<u8> = examples.iter().map(|frame| frame[4]).collect();
-        assert_eq!(kinds, (1..=22).collect());
+        assert_eq!(kinds, (1..=24).collect());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use openraft::{
     vote::leader_id_std,
 };
 use raftmq_store::{CommitLog, LogId as StoreLogId, StoreError};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::boundary::SnapshotBoundaries;
 use super::repair;
@@ -30,6 +30,11 @@ const APPLY_READ_BYTES: u64 = 4 << 20;
 
 /// Pause between looks whether a damaged entry is mended.
 const MEND_PAUSE: Duration = Duration::from_millis(20);
+/// How long a leader waits for a damaged entry. To find the damage takes a read of its segment, of 1
+/// GiB, which a slow disk gives in 10 s, and peers answer within seconds. After that nobody has the
+/// entry for now: the process ends, and a node leads that may not need it. A follower waits for as
+/// long as it takes, since it votes and acknowledges meanwhile.
+const LEADER_MEND_WAIT: Duration = Duration::from_secs(30);
 
 /// Shared by whoever receives or installs a snapshot.
 pub(crate) type SnapshotBoundary = Arc<SnapshotBoundaries>;
@@ -39,17 +44,20 @@ pub(crate) type SnapshotBoundary = Arc<SnapshotBoundaries>;
 pub(crate) struct LogStore {
     log: Arc<CommitLog>,
     boundary: SnapshotBoundary,
+    /// This node.
+    id: u64,
 }
 
 impl LogStore {
-    /// A view of `log`; `boundary` is shared with the snapshot receiver.
-    pub(crate) fn new(log: Arc<CommitLog>, boundary: SnapshotBoundary) -> Self {
-        Self { log, boundary }
+    /// A view of `log`, of node `id`; `boundary` is shared with the snapshot receiver.
+    pub(crate) fn new(log: Arc<CommitLog>, boundary: SnapshotBoundary, id: u64) -> Self {
+        Self { log, boundary, id }
     }
 
     /// Entries from the log. A damaged one is waited for while somebody mends it: to Raft every
     /// error of its log is the end.
     async fn read(&self, from: u64, to: u64, bytes_max: u64) -> Result<Vec<Entry>, io::Error> {
+        let began = Instant::now();
         loop {
             let read = if self.log.is_in_tail(from) {
                 self.log.read(from, to, bytes_max)
@@ -59,7 +67,7 @@ impl LogStore {
                 repair::blocking(move || log.read(from, to, bytes_max)).await
             };
             match read {
-                Err(error) if self.is_mended_soon(&error) => {
+                Err(error) if self.is_waited_for(&error, began) => {
                     tracing::debug!(from, %error, "wait for a damaged entry");
                     sleep(MEND_PAUSE).await;
                 }
@@ -69,12 +77,20 @@ impl LogStore {
         }
     }
 
-    /// Whether the read may be repeated until somebody has mended what it met. What nobody has is
-    /// not waited for: the process ends, and another node leads.
-    fn is_mended_soon(&self, error: &StoreError) -> bool {
-        matches!(error, StoreError::Corrupt { physical_offset, .. }
+    /// Whether the read that began then may be repeated until somebody has mended what it met. What
+    /// nobody has is not waited for: the process ends, and another node leads.
+    fn is_waited_for(&self, error: &StoreError, began: Instant) -> bool {
+        let is_mendable = matches!(error, StoreError::Corrupt { physical_offset, .. }
             if *physical_offset >= self.log.gone_until())
-            && self.log.is_repairable()
+            && self.log.is_repairable();
+        is_mendable && (began.elapsed() < LEADER_MEND_WAIT || !self.leads())
+    }
+
+    /// Whether this node leads, as far as its vote says.
+    fn leads(&self) -> bool {
+        let vote = self.log.read_vote();
+        let vote = vote.and_then(|bytes| decode_vote(&bytes).ok());
+        vote.is_some_and(|vote| vote.committed && vote.leader_id.voted_for == self.id)
     }
 
     /// `range` as `[from, to)`, clipped to the entries that exist.
@@ -354,7 +370,7 @@ mod tests {
         log.append((0..5).map(blank).collect(), Box::new(|_| {}))
             .unwrap();
         log.purge_upto(blank(2).id).unwrap();
-        let mut store = LogStore::new(log, SnapshotBoundary::default());
+        let mut store = LogStore::new(log, SnapshotBoundary::default(), 1);
         let read = store.try_get_log_entries(0..100).await.unwrap();
         let indexes: Vec<u64> = read.iter().map(|entry| entry.log_id.index()).collect();
         assert_eq!(indexes, [3, 4]);
@@ -369,7 +385,7 @@ mod tests {
         let config = LogConfig::new(dir.path());
         let (log, ..) = CommitLog::open(Arc::new(RealDisk), config, None).unwrap();
         let boundary = SnapshotBoundary::default();
-        let mut store = LogStore::new(Arc::clone(&log), Arc::clone(&boundary));
+        let mut store = LogStore::new(Arc::clone(&log), Arc::clone(&boundary), 1);
         for index in [90, 50, 95] {
             boundary.note(LogPosition {
                 id: blank(index).id,
@@ -392,7 +408,7 @@ mod tests {
             CommitLog::open(Arc::new(RealDisk), config, None).unwrap();
         log.append(vec![blank(0)], Box::new(|_| {})).unwrap();
         assert_eq!(log.flushed_index(), None);
-        let mut store = LogStore::new(Arc::clone(&log), SnapshotBoundary::default());
+        let mut store = LogStore::new(Arc::clone(&log), SnapshotBoundary::default(), 1);
         let vote = Vote {
             leader_id: leader_id_std::LeaderId {
                 term: 1,

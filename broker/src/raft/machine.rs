@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    ops::RangeInclusive,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -29,7 +30,9 @@ use super::{
     },
 };
 use crate::{
-    checkpoint::{self, CheckpointWriter, Checkpoints, Job, MembershipRecord, Restored},
+    checkpoint::{
+        self, CheckpointWriter, Checkpoints, Job, MembershipRecord, Restored, checkpoint_at,
+    },
     machine::Machine,
     metrics::Metrics,
 };
@@ -46,9 +49,34 @@ const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(10);
 /// entry has 4096 at most, which take some milliseconds.
 const TURN_COMMANDS: u32 = 1024;
 
-/// Index of the checkpoint that serves as the Raft snapshot; zero = none. Set by the retention
-/// before it asks Raft for a snapshot.
-pub(crate) type SnapshotTarget = Arc<AtomicU64>;
+/// Index of the checkpoint that serves as the Raft snapshot; zero = none. Raised by the retention
+/// before it asks Raft for a snapshot, and when one is installed. It never comes down: what is
+/// before it may be purged.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct SnapshotTarget(Arc<AtomicU64>);
+
+impl SnapshotTarget {
+    /// The checkpoint that stands for what is purged already.
+    pub(crate) fn begin(log: &CommitLog, checkpoints: &Checkpoints) -> Self {
+        let target = Self::default();
+        if let Some(purged) = log.purged_id() {
+            let rolls = checkpoints.rolls().into_iter().map(|roll| roll.id.index);
+            let roll = rolls.into_iter().find(|index| *index >= purged.index);
+            // Without one, whatever is whole stands for it.
+            target.raise(roll.unwrap_or(purged.index).max(1));
+        }
+        target
+    }
+
+    /// Makes it `index`, unless it is more already.
+    pub(crate) fn raise(&self, index: u64) {
+        self.0.fetch_max(index, Ordering::SeqCst);
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::SeqCst)
+    }
+}
 
 /// The apply task's side of this node.
 #[derive(Debug)]
@@ -157,6 +185,7 @@ impl RaftMachine {
         let bytes = entry_physical.saturating_sub(self.checkpoint_physical);
         let roll = bytes > 0 && self.log.is_segment_base(entry_physical);
         let due = bytes >= CHECKPOINT_BYTES
+            || (bytes > 0 && self.checkpoints.is_one_wanted())
             || (bytes >= CHECKPOINT_BYTES_MIN
                 && self.checkpoint_at.elapsed() >= CHECKPOINT_INTERVAL);
         if !(roll && self.writer.has_room() || due && self.writer.is_idle()) {
@@ -184,23 +213,67 @@ impl RaftMachine {
             last_store_timestamp_ms: self.machine.last_store_timestamp_ms(),
             roll,
         };
+        self.checkpoints.one_is_taken();
         self.writer.submit(job);
         self.checkpoint_physical = physical;
         self.checkpoint_at = Instant::now();
         Ok(())
     }
+
+    /// A snapshot of everything that is purged, and of no more than is applied: the checkpoint at
+    /// `index`, or another one that is whole. If there is none, the state in memory becomes one: a
+    /// damaged file must end neither the start of this node nor its lead. Read and encoded away from
+    /// Raft's thread: both take as long as the state is large, and heartbeats must go on.
+    async fn load_snapshot(&self, index: u64) -> Result<Snapshot, io::Error> {
+        let among = indexes_for_snapshot(&self.log, self.applied.as_ref());
+        if let Some(snapshot) = load_whole(&self.checkpoints, index, among).await? {
+            return Ok(snapshot);
+        }
+        let applied = self.applied.ok_or_else(|| invalid("nothing is applied"))?;
+        tracing::warn!(%applied, "no checkpoint is whole; send the state as it is now");
+        let membership = membership_record(&self.membership)?;
+        let (machine, log) = (Arc::clone(&self.machine), Arc::clone(&self.log));
+        let taken = blocking(move || {
+            let position = log.position_at(applied.index())?;
+            let state = machine.state().encode();
+            let last_ms = machine.last_store_timestamp_ms();
+            pieces_of(&checkpoint_at(&position, (state, &membership, last_ms)))
+        });
+        snapshot_of(taken.await.map_err(storage_error)?)
+    }
 }
 
-/// The Raft snapshot of the checkpoint at `index`. Read and encoded away from Raft's thread: both
-/// take as long as the state is large, and heartbeats must go on.
-async fn load_snapshot(checkpoints: &Arc<Checkpoints>, index: u64) -> Result<Snapshot, io::Error> {
+/// Where a checkpoint may stand to be sent: Raft has the entries after it, and has applied it.
+fn indexes_for_snapshot(log: &CommitLog, applied: Option<&LogId>) -> RangeInclusive<u64> {
+    let purged = log.purged_id().map_or(0, |purged| purged.index);
+    purged..=applied.map_or(0, LogId::index)
+}
+
+/// The Raft snapshot of the checkpoint at `index`, or of another whole one `among` these; read and
+/// encoded away from Raft's thread.
+async fn load_whole(
+    checkpoints: &Arc<Checkpoints>,
+    index: u64,
+    among: RangeInclusive<u64>,
+) -> Result<Option<Snapshot>, io::Error> {
     let checkpoints = Arc::clone(checkpoints);
     let loaded = blocking(move || {
-        let checkpoint = checkpoints.read(index)?;
-        let membership = checkpoint::membership_of(&checkpoint)?;
-        Ok((checkpoint.id, membership, checkpoint.encode()))
+        let whole = checkpoints.whole_one(index, among);
+        whole.as_ref().map(pieces_of).transpose()
     });
-    let (id, membership, bytes) = loaded.await.map_err(storage_error)?;
+    let loaded = loaded.await.map_err(storage_error)?;
+    loaded.map(snapshot_of).transpose()
+}
+
+/// What a snapshot tells of a checkpoint, and its bytes.
+type Pieces = (StoreLogId, MembershipRecord, Bytes);
+
+fn pieces_of(checkpoint: &Checkpoint) -> Result<Pieces, StoreError> {
+    let membership = checkpoint::membership_of(checkpoint)?;
+    Ok((checkpoint.id, membership, checkpoint.encode()))
+}
+
+fn snapshot_of((id, membership, bytes): Pieces) -> Result<Snapshot, io::Error> {
     Ok(Snapshot {
         meta: meta_of(id, &membership)?,
         snapshot: SnapshotData::from(bytes),
@@ -288,13 +361,16 @@ pub(crate) struct Decoded {
 pub(crate) struct SnapshotBuilder {
     checkpoints: Arc<Checkpoints>,
     index: u64,
+    among: RangeInclusive<u64>,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> Result<Snapshot, io::Error> {
-        load_snapshot(&self.checkpoints, self.index).await
+        // An older one than the wanted one is no news to Raft, and the purge gives up.
+        let found = load_whole(&self.checkpoints, self.index, self.among.clone()).await?;
+        found.ok_or_else(|| invalid("no checkpoint is whole"))
     }
 }
 
@@ -339,20 +415,17 @@ impl RaftStateMachine<TypeConfig> for RaftMachine {
     }
 
     async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<SnapshotBuilder> {
-        match self.snapshot_target.load(Ordering::SeqCst) {
+        match self.snapshot_target.get() {
             0 => None,
-            index => Some(SnapshotBuilder {
-                checkpoints: Arc::clone(&self.checkpoints),
-                index,
-            }),
+            _ => Some(self.get_snapshot_builder().await),
         }
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        let index = self.snapshot_target.load(Ordering::SeqCst);
         SnapshotBuilder {
             checkpoints: Arc::clone(&self.checkpoints),
-            index,
+            index: self.snapshot_target.get(),
+            among: indexes_for_snapshot(&self.log, self.applied.as_ref()),
         }
     }
 
@@ -373,7 +446,7 @@ impl RaftStateMachine<TypeConfig> for RaftMachine {
         let (machine, checkpoints) = (Arc::clone(&self.machine), Arc::clone(&self.checkpoints));
         let installed = blocking(move || install(&machine, &checkpoints, decoded));
         installed.await.map_err(storage_error)?;
-        self.snapshot_target.store(index, Ordering::SeqCst);
+        self.snapshot_target.raise(index);
         self.applied = meta.last_log_id;
         self.membership = meta.last_membership.clone();
         self.checkpoint_physical = physical;
@@ -383,9 +456,9 @@ impl RaftStateMachine<TypeConfig> for RaftMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, io::Error> {
-        match self.snapshot_target.load(Ordering::SeqCst) {
+        match self.snapshot_target.get() {
             0 => Ok(None),
-            index => load_snapshot(&self.checkpoints, index).await.map(Some),
+            index => self.load_snapshot(index).await.map(Some),
         }
     }
 }

@@ -44,8 +44,13 @@ async fn run(log: Arc<CommitLog>, peers: RepairPeers) {
                     log.note_damaged(physical);
                     left = true;
                 }
-                // A failed write has ended the log, which the flush thread notices.
-                Err(error) => tracing::error!(physical, %error, "mend the log"),
+                // A failed write has ended the log, which the flush thread notices. Everything else
+                // may go well later, once the disk has space for the spool again.
+                Err(error) => {
+                    tracing::error!(physical, %error, "mend the log");
+                    log.note_damaged(physical);
+                    left = true;
+                }
             }
         }
         if left {

@@ -21,6 +21,7 @@ mod mend;
 mod peer;
 mod pulse;
 mod repair;
+mod repair_checkpoint;
 mod runtime;
 mod server;
 mod snapshot_intake;
@@ -38,7 +39,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
@@ -60,7 +61,7 @@ use self::{
     forward::Forwarder,
     guard::VoteGuard,
     log_store::{LogStore, SnapshotBoundary},
-    machine::RaftMachine,
+    machine::{RaftMachine, SnapshotTarget},
     peer::Local,
     pulse::Pulse,
     runtime::observe_polls,
@@ -74,7 +75,7 @@ use self::{
 pub(crate) use self::{
     candidate::Stalls,
     gate::IntakeGate,
-    repair::{Asked, RepairPeers, blocking},
+    repair::{Asked, RepairPeers, RepairSource, blocking},
     runtime::timed,
 };
 pub use self::{
@@ -193,7 +194,7 @@ pub struct Consensus {
     forwarder: Forwarder,
     confirmer: Arc<Confirmer>,
     guard: Arc<VoteGuard>,
-    snapshot_target: Arc<AtomicU64>,
+    snapshot_target: SnapshotTarget,
     checkpoints: Arc<Checkpoints>,
     /// Set before Raft is stopped on purpose.
     stopping: Arc<AtomicBool>,
@@ -225,7 +226,7 @@ impl Consensus {
         let log = Arc::clone(parts.machine.log());
         let (machine, snapshot_target) = raft_machine(&parts, &boundary)?;
         mend::start(&runtime, &transport, &parts);
-        let store = LogStore::new(Arc::clone(&log), Arc::clone(&boundary));
+        let store = LogStore::new(Arc::clone(&log), Arc::clone(&boundary), local.id);
         let raft = start_raft(&runtime, config, &transport, store, machine).await?;
         let guard = VoteGuard::start(&runtime, &raft, &transport, &parts);
         let heard = Pulse::new();
@@ -242,6 +243,7 @@ impl Consensus {
             forwards: parts.forwards,
             heard: heard.clone(),
             log: Arc::clone(&log),
+            checkpoints: Arc::clone(&parts.checkpoints),
             room: parts.room,
             metrics: Arc::clone(&parts.metrics),
         };
@@ -426,7 +428,8 @@ impl Consensus {
         verified
             .map_err(|error| invalid(error.to_string()))?
             .map_err(|error| invalid(error.to_string()))?;
-        self.snapshot_target.store(index, Ordering::SeqCst);
+        // A snapshot from the leader may have come meanwhile: then this purge has been done.
+        self.snapshot_target.raise(index);
         self.raft.trigger().snapshot().await.map_err(fatal)?;
         self.await_metrics("snapshot", |metrics| {
             metrics.snapshot.is_some_and(|id| id.index() >= index)

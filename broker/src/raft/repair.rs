@@ -4,8 +4,11 @@
 //! ```text
 //!   range request: physical u64 | crc of the header before u32 | bytes of the entry to skip u32
 //!   answer:        0 | bytes         1 = another log goes on there       2 = nothing whole there
-//!                  3 = deleted: the log begins later
+//!                  3 = deleted: the log begins later       4 = behind: the log ends before
 //! ```
+//!
+//! A peer that has deleted a range gives a checkpoint from behind it instead
+//! (`repair_checkpoint.rs`).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,16 +22,17 @@ use raftmq_store::{Damage, Mender, RangeAnswer, RangeRequest, RangeSource, Store
 use tokio::{
     sync::oneshot,
     task::{JoinHandle, JoinSet},
-    time::{sleep, timeout},
+    time::{Instant, sleep, timeout},
 };
 
 use super::{
     machine::stored_membership,
     peer::{self, Local, PeerConnection},
+    repair_checkpoint,
     wire::{self, Channel, Kind},
 };
 use crate::{
-    checkpoint::MembershipRecord,
+    checkpoint::{Checkpoints, MembershipRecord},
     config::RaftConfig,
     host,
     metrics::Metrics,
@@ -42,7 +46,7 @@ pub(crate) enum Asked {
     Proven(Vec<u64>),
     /// Somebody has deleted it, and nobody has all of it.
     Purged {
-        /// Whether all peers said so.
+        /// Whether nobody is left who may have it: each member said so, or that its log ends before.
         by_all: bool,
     },
     /// Nobody has all of it now.
@@ -53,13 +57,27 @@ pub(crate) enum Asked {
 enum Given {
     Taken(Taken),
     Purged,
+    Behind,
+}
+
+/// What a node gives to peers.
+#[derive(Clone, Debug)]
+pub(crate) struct RepairSource {
+    /// The files of its log.
+    pub ranges: RangeSource,
+    /// Its checkpoints.
+    pub checkpoints: Arc<Checkpoints>,
 }
 
 /// Most bytes of one answer. Bounds the memory of both sides; an entry may be longer and then
 /// comes in parts.
 const RANGE_BYTES_MAX: usize = 1 << 20;
 /// Longest wait for one answer. A healthy peer reads it from a file.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long peers that cannot be reached, or are damaged too, keep a start from beginning behind what
+/// others have purged: a process that is restarted is back by then. Nothing but this node's copy of
+/// what a peer's retention has deleted is lost by it.
+const PURGED_WAIT: Duration = Duration::from_secs(10);
 /// Pause before peers are asked again when none of them had the range; it doubles up to
 /// [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(200);
@@ -76,8 +94,8 @@ const REFUSAL: &str = "its log is damaged and being mended from peers";
 /// What peers are reached with.
 #[derive(Clone, Debug)]
 pub(crate) struct RepairPeers {
-    net: Arc<dyn Net>,
-    local: Local,
+    pub(super) net: Arc<dyn Net>,
+    pub(super) local: Local,
     configured: Vec<(u64, String)>,
     metrics: Arc<Metrics>,
 }
@@ -118,12 +136,23 @@ impl RepairPeers {
     }
 
     /// The other nodes of the group; the membership knows their addresses best.
-    fn others(&self) -> Vec<(u64, String)> {
+    pub(super) fn others(&self) -> Vec<(u64, String)> {
         let known = self.configured.iter().cloned();
         let mut all: BTreeMap<u64, String> = known.collect();
         all.extend(self.local.members.addresses());
         all.remove(&self.local.id);
         all.into_iter().collect()
+    }
+
+    /// Whether each other member is among `ids`. Nodes that only the configuration names do not count
+    /// once the membership is known: an id whose disk was lost never comes back.
+    fn are_all_others(&self, ids: &BTreeSet<u64>) -> bool {
+        let mut members = self.local.members.addresses();
+        if members.is_empty() {
+            members.clone_from(&self.configured);
+        }
+        let others = members.iter().filter(|(id, _)| *id != self.local.id);
+        others.map(|(id, _)| id).all(|id| ids.contains(id))
     }
 
     /// Whether nobody else could have the log.
@@ -132,16 +161,25 @@ impl RepairPeers {
     }
 
     /// Asks all peers, again and again, until the range is complete, or nobody has it because it was
-    /// deleted.
+    /// deleted. While peers that may have it cannot be reached, it does so for [`PURGED_WAIT`].
     ///
     /// # Errors
     /// When this node's own disk fails.
     pub(crate) async fn fetch(&self, mut mender: Mender) -> Result<(Mender, Asked), StoreError> {
         let (mut pause, mut round) = (PAUSE, 0);
+        let mut purged_since = None;
         loop {
             let (asked, outcome) = self.ask_all(mender, round).await?;
             mender = asked;
-            if outcome != Asked::Incomplete {
+            let is_enough = match outcome {
+                Asked::Proven(_) | Asked::Purged { by_all: true } => true,
+                Asked::Purged { by_all: false } => {
+                    let since = purged_since.get_or_insert_with(Instant::now);
+                    since.elapsed() >= PURGED_WAIT
+                }
+                Asked::Incomplete => false,
+            };
+            if is_enough {
                 return Ok((mender, outcome));
             }
             complain(&mender);
@@ -165,7 +203,7 @@ impl RepairPeers {
         others.rotate_left(first);
         mender.start_again();
         let (mut from, mut idle, mut wrong) = (Vec::new(), 0, 0);
-        let mut purged = BTreeSet::new();
+        let (mut purged, mut without) = (BTreeSet::new(), BTreeSet::new());
         // Peers that are damaged too may have no more than a part each, in turn.
         for (id, address) in others.iter().cycle() {
             let before = mender.bytes();
@@ -180,6 +218,10 @@ impl RepairPeers {
                 }
                 Ok(Given::Purged) => {
                     purged.insert(*id);
+                    without.insert(*id);
+                }
+                Ok(Given::Behind) => {
+                    without.insert(*id);
                 }
                 Ok(Given::Taken(Taken::Wrong)) => {
                     tracing::debug!(peer = id, "the log of a peer goes on differently");
@@ -203,8 +245,8 @@ impl RepairPeers {
         }
         let outcome = match purged.len() {
             0 => Asked::Incomplete,
-            count => Asked::Purged {
-                by_all: count == others.len(),
+            _ => Asked::Purged {
+                by_all: self.are_all_others(&without),
             },
         };
         Ok((mender, outcome))
@@ -229,6 +271,16 @@ impl RepairPeers {
             synced_physical,
             reason,
             "the end of the log is lost; cut it, and cast no vote until the leader has sent it again"
+        );
+    }
+
+    /// Counts a damaged range that is purged, and tells of it.
+    pub(crate) fn note_purged(&self, physical: u64, begin_physical: u64) {
+        self.metrics.log.damages_total.inc();
+        tracing::error!(
+            physical,
+            begin_physical,
+            "peers have deleted a damaged range; begin the log at a checkpoint behind it"
         );
     }
 
@@ -263,6 +315,7 @@ impl RepairPeers {
                     return Ok((mender, Ok(Given::Taken(Taken::More))));
                 }
                 Ok(RangeAnswer::Purged) => return Ok((mender, Ok(Given::Purged))),
+                Ok(RangeAnswer::Behind) => return Ok((mender, Ok(Given::Behind))),
                 Err(error) => return Ok((mender, Err(error))),
             };
             let (back, taken) = blocking(move || {
@@ -278,7 +331,7 @@ impl RepairPeers {
     }
 
     /// Serves ranges on the Raft port until it is told to stop; other channels are refused.
-    pub(crate) fn serve(&self, listener: Box<dyn Listener>, source: RangeSource) -> StartServer {
+    pub(crate) fn serve(&self, listener: Box<dyn Listener>, source: RepairSource) -> StartServer {
         let (stop, stopped) = oneshot::channel();
         let local = self.local.clone();
         let task = tokio::spawn(serve_until(listener, local, source, stopped));
@@ -326,7 +379,7 @@ impl StartServer {
 async fn serve_until(
     mut listener: Box<dyn Listener>,
     local: Local,
-    source: RangeSource,
+    source: RepairSource,
     mut stopped: oneshot::Receiver<()>,
 ) -> Result<Box<dyn Listener>, io::Error> {
     let mut tasks = JoinSet::new();
@@ -356,27 +409,34 @@ async fn serve_until(
     }
 }
 
-/// Answers requests for ranges until the peer closes the connection, or sends something else, which
-/// is returned.
+/// Answers requests for ranges and checkpoints until the peer closes the connection, or sends
+/// something else, which is returned.
 pub(super) async fn serve_ranges(
     connection: &mut PeerConnection,
-    source: &RangeSource,
+    source: &RepairSource,
 ) -> Result<Option<(Kind, Bytes)>, io::Error> {
     while let Some((kind, body)) = timeout(IDLE_TIMEOUT, connection.reader.next()).await?? {
-        if kind != Kind::Range {
-            return Ok(Some((kind, body)));
-        }
-        let wanted = decode_request(body)?;
-        let source = source.clone();
-        let answer = blocking(move || source.read(wanted, RANGE_BYTES_MAX)).await;
-        let answer = answer.unwrap_or_else(|error| {
-            tracing::warn!(%error, "read a range of the log for a peer");
-            RangeAnswer::Missing
-        });
-        let frame = encode_answer(&answer);
+        let frame = match kind {
+            Kind::Range => read_range(source.ranges.clone(), decode_request(body)?).await,
+            Kind::Checkpoint => {
+                let wanted = repair_checkpoint::decode_request(body)?;
+                let checkpoints = Arc::clone(&source.checkpoints);
+                repair_checkpoint::read_part(checkpoints, wanted).await
+            }
+            _ => return Ok(Some((kind, body))),
+        };
         timeout(ANSWER_TIMEOUT, connection.writer.send(&frame)).await??;
     }
     Ok(None)
+}
+
+async fn read_range(source: RangeSource, wanted: RangeRequest) -> Bytes {
+    let answer = blocking(move || source.read(wanted, RANGE_BYTES_MAX)).await;
+    let answer = answer.unwrap_or_else(|error| {
+        tracing::warn!(%error, "read a range of the log for a peer");
+        RangeAnswer::Missing
+    });
+    encode_answer(&answer)
 }
 
 async fn request(
@@ -416,6 +476,7 @@ pub(super) fn encode_answer(answer: &RangeAnswer) -> Bytes {
         RangeAnswer::Different => (1, &[]),
         RangeAnswer::Missing => (2, &[]),
         RangeAnswer::Purged => (3, &[]),
+        RangeAnswer::Behind => (4, &[]),
     };
     let mut out = BytesMut::with_capacity(8 + bytes.len());
     wire::put_frame(&mut out, Kind::RangeResult, |out| {
@@ -431,6 +492,7 @@ pub(super) fn decode_answer(mut body: Bytes) -> Result<RangeAnswer, io::Error> {
         Ok(1) => Ok(RangeAnswer::Different),
         Ok(2) => Ok(RangeAnswer::Missing),
         Ok(3) => Ok(RangeAnswer::Purged),
+        Ok(4) => Ok(RangeAnswer::Behind),
         _ => Err(wire::malformed("range result")),
     }
 }
@@ -462,6 +524,7 @@ mod tests {
             RangeAnswer::Different,
             RangeAnswer::Missing,
             RangeAnswer::Purged,
+            RangeAnswer::Behind,
         ] {
             let body = body_of(&encode_answer(&answer), Kind::RangeResult);
             assert_eq!(decode_answer(body).unwrap(), answer);
@@ -473,7 +536,7 @@ mod tests {
         let oversized = RangeAnswer::Bytes(vec![3; RANGE_BYTES_MAX + 1].into());
         let body = body_of(&encode_answer(&oversized), Kind::RangeResult);
         assert!(decode_answer(body).is_err());
-        for bytes in [&b""[..], b"\x00", b"\x04"] {
+        for bytes in [&b""[..], b"\x00", b"\x05"] {
             assert!(decode_answer(Bytes::from_static(bytes)).is_err());
         }
     }

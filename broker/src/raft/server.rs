@@ -17,13 +17,14 @@ use super::{
     members,
     peer::{self, Local, PeerConnection, PeerReader},
     pulse::Pulse,
-    repair::serve_ranges,
+    repair::{RepairSource, serve_ranges},
     runtime::timed,
     snapshot_intake::{Intake, SnapshotIntake},
     types::TypeConfig,
     wire::{self, Channel, Hello, Kind},
 };
 use crate::{
+    checkpoint::Checkpoints,
     config::GroupFormation,
     disk_guard::{RoomLimits, room},
     metrics::Metrics,
@@ -57,6 +58,7 @@ pub(crate) struct RaftServer {
     /// Beats with the heartbeats of a leader.
     pub heard: Pulse,
     pub log: Arc<CommitLog>,
+    pub checkpoints: Arc<Checkpoints>,
     pub room: RoomLimits,
     pub metrics: Arc<Metrics>,
 }
@@ -206,7 +208,10 @@ impl RaftServer {
 
     /// Ranges of the log for a node whose own is damaged.
     async fn repair(&self, mut connection: PeerConnection, from: u64) -> Result<(), io::Error> {
-        let source = self.log.range_source();
+        let source = RepairSource {
+            ranges: self.log.range_source(),
+            checkpoints: Arc::clone(&self.checkpoints),
+        };
         while let Some((kind, _)) = serve_ranges(&mut connection, &source).await? {
             if kind != Kind::EndLost {
                 return Err(wire::malformed("repair"));

@@ -23,7 +23,7 @@ use super::{
 
 /// Largest snapshot: a checkpoint of a million queues is about 100 MB. Unit: bytes. This is also what
 /// all snapshots that are on their way here may hold of memory.
-const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
+pub(super) const SNAPSHOT_BYTES_MAX: u64 = 1 << 30;
 /// Longest wait for the next piece, as long as the leader takes to write one.
 const PIECE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest wait for a snapshot that is being installed, which takes a few seconds of disk work; the

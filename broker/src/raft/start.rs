@@ -1,28 +1,19 @@
 //! Starting Raft: its runtime, its configuration, its state machine.
 
-use std::{
-    io,
-    sync::{Arc, atomic::AtomicU64},
-};
+use std::{io, sync::Arc};
 
 use openraft::{Config, Raft, SnapshotPolicy};
-use raftmq_store::CommitLog;
 use tokio::{runtime::Handle, sync::oneshot};
 
 use super::{
     ConsensusParts,
     log_store::{LogStore, SnapshotBoundary},
-    machine::{RaftMachine, RaftMachineParts},
+    machine::{RaftMachine, RaftMachineParts, SnapshotTarget},
     server::RaftServer,
     transport::Transport,
     types::{self, TypeConfig},
 };
-use crate::{
-    checkpoint::{CheckpointWriter, Checkpoints},
-    config::RaftConfig,
-    host::is_simulated,
-    net::Listener,
-};
+use crate::{checkpoint::CheckpointWriter, config::RaftConfig, host::is_simulated, net::Listener};
 
 /// A runtime of one thread that lives until the returned sender is dropped. A simulation has one
 /// thread for everything.
@@ -85,19 +76,19 @@ pub(super) fn raft_config(
 pub(super) fn raft_machine(
     parts: &ConsensusParts,
     boundary: &SnapshotBoundary,
-) -> Result<(RaftMachine, Arc<AtomicU64>), io::Error> {
+) -> Result<(RaftMachine, SnapshotTarget), io::Error> {
     let log = parts.machine.log();
     let writer = CheckpointWriter::start(
         Arc::clone(&parts.checkpoints),
         Arc::clone(log),
         Arc::clone(parts.machine.index()),
     );
-    let snapshot_target = Arc::new(AtomicU64::new(current_snapshot(log, &parts.checkpoints)));
+    let snapshot_target = SnapshotTarget::begin(log, &parts.checkpoints);
     let machine = RaftMachine::new(RaftMachineParts {
         machine: Arc::clone(&parts.machine),
         checkpoints: Arc::clone(&parts.checkpoints),
         writer,
-        snapshot_target: Arc::clone(&snapshot_target),
+        snapshot_target: snapshot_target.clone(),
         boundary: Arc::clone(boundary),
         applied: parts.applied.map(types::log_id),
         membership: parts.membership.clone(),
@@ -134,17 +125,4 @@ pub(super) fn serve_peers(runtime: &Handle, server: RaftServer, listener: Box<dy
         let error = Arc::new(server).serve(listener).await;
         tracing::error!(%error, "raft port stops accepting");
     });
-}
-
-/// Index of the checkpoint that stands for everything purged; zero when nothing is.
-fn current_snapshot(log: &CommitLog, checkpoints: &Checkpoints) -> u64 {
-    let Some(purged) = log.purged_id() else {
-        return 0;
-    };
-    let rolls = checkpoints.rolls();
-    rolls
-        .iter()
-        .map(|roll| roll.id.index)
-        .find(|index| *index >= purged.index)
-        .unwrap_or(0)
 }

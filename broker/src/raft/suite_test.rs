@@ -159,7 +159,7 @@ impl Node {
             machine: Arc::clone(&self.machine),
             checkpoints: Arc::clone(&self.checkpoints),
             writer,
-            snapshot_target: Arc::clone(&self.target),
+            snapshot_target: self.target.clone(),
             boundary: Arc::clone(&self.boundary),
             applied: None,
             membership: MembershipRecord::default(),
@@ -187,7 +187,7 @@ impl Node {
             self.checkpoints.install(sent, manifest.unwrap())?;
             self.boundary.note(position);
         }
-        self.target.store(id.index, Ordering::SeqCst);
+        self.target.raise(id.index);
         Ok(())
     }
 
@@ -198,7 +198,7 @@ impl Node {
         let (log, ..) = CommitLog::open(Arc::clone(&disk), config, None).unwrap();
         let (found, known) = (Facts::of(&log).unwrap(), Facts::of(&self.log).unwrap());
         assert_eq!(found, known, "{what}");
-        let target = self.target.load(Ordering::SeqCst);
+        let target = self.target.get();
         if target > 0 {
             let checkpoints = Checkpoints::open(disk, &self.dir.join("checkpoint")).unwrap();
             let snapshot = checkpoints.read(target).unwrap();
@@ -460,7 +460,7 @@ impl StoreBuilder<TypeConfig, SuiteLog, SuiteMachine, Case> for Builder {
         let (node, flusher) = Node::open(&disk, &dir, self.flush);
         let node = Arc::new(node);
         let log = SuiteLog {
-            store: LogStore::new(Arc::clone(&node.log), Arc::clone(&node.boundary)),
+            store: LogStore::new(Arc::clone(&node.log), Arc::clone(&node.boundary), 1),
             node: Arc::clone(&node),
         };
         let machine = SuiteMachine {

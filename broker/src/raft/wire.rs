@@ -88,11 +88,15 @@ pub(crate) enum Kind {
     MayLead = 21,
     /// Its answer.
     MayLeadResult = 22,
+    /// A node asks for a part of a checkpoint that stands behind what is damaged there.
+    Checkpoint = 23,
+    /// Its answer.
+    CheckpointResult = 24,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
-        const ALL: [Kind; 22] = [
+        const ALL: [Kind; 24] = [
             Kind::Hello,
             Kind::HelloResult,
             Kind::Append,
@@ -115,6 +119,8 @@ impl Kind {
             Kind::SnapshotReady,
             Kind::MayLead,
             Kind::MayLeadResult,
+            Kind::Checkpoint,
+            Kind::CheckpointResult,
         ];
         ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
@@ -124,7 +130,7 @@ impl Kind {
         match self {
             Kind::Append => PEER_FRAME_BYTES_MAX,
             Kind::Hello | Kind::HelloResult => HELLO_BYTES_MAX,
-            Kind::SnapshotChunk | Kind::RangeResult => PIECE_BYTES_MAX,
+            Kind::SnapshotChunk | Kind::RangeResult | Kind::CheckpointResult => PIECE_BYTES_MAX,
             Kind::Forward | Kind::ForwardResult => FORWARD_BYTES_MAX,
             Kind::AppendResult
             | Kind::Vote
@@ -140,7 +146,8 @@ impl Kind {
             | Kind::ForwardClock
             | Kind::SnapshotReady
             | Kind::MayLead
-            | Kind::MayLeadResult => SMALL_BYTES_MAX,
+            | Kind::MayLeadResult
+            | Kind::Checkpoint => SMALL_BYTES_MAX,
         }
     }
 }
@@ -158,7 +165,8 @@ pub(crate) enum Channel {
     Control,
     /// Client requests on their way to the leader.
     Forward,
-    /// Ranges of the log for a node whose own is damaged. Needs no Raft on either side.
+    /// Ranges of the log, and checkpoints, for a node whose own are damaged. Needs no Raft on either
+    /// side.
     Repair,
 }
 

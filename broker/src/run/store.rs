@@ -1,6 +1,10 @@
 //! Opens the data folder.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use raftmq_state::State;
 use raftmq_store::{
@@ -43,7 +47,7 @@ pub(super) struct Folder {
     /// From where the log is verified.
     pub(super) position: Option<LogPosition>,
     pub(super) log_config: LogConfig,
-    checkpoints: Arc<Checkpoints>,
+    pub(super) checkpoints: Arc<Checkpoints>,
 }
 
 /// Reads whose folder this is, and its newest checkpoint.
@@ -80,7 +84,7 @@ pub(super) fn read_folder(
         ..LogConfig::new(&config.store_commitlog)
     };
     let position = match &restored {
-        Some(restored) => checkpoints.verified_position(restored)?,
+        Some(restored) => checkpoints.verified_position(restored),
         None => None,
     };
     Ok(Folder {
@@ -107,7 +111,7 @@ fn open_folders(
     let (log, flusher, preallocator, report) =
         CommitLog::open(Arc::clone(&disk), log_config, position.as_ref())?;
     tracing::info!(?report, "opened the log");
-    let (index, restored) = open_index(&disk, root, &log, restored)?;
+    let (index, restored) = open_index(&disk, root, &log, (&checkpoints, restored))?;
     index.set_min_physical(log.min_physical());
     let last_store_timestamp_ms = restored
         .as_ref()
@@ -149,21 +153,58 @@ fn new_incarnation() -> String {
     format!("{:016x}{:016x}", random_number(), random_number())
 }
 
-/// Opens the consume queue that belongs to the restored checkpoint. When it is damaged and the
-/// log is still whole from its beginning, everything is rebuilt from the log instead.
+/// Where the consume queue of a data folder is.
+pub(super) fn index_folder(root: &Path) -> PathBuf {
+    root.join("consumequeue")
+}
+
+/// Opens the consume queue that belongs to the restored checkpoint. When it is damaged, or no
+/// checkpoint with a consume queue reaches to where the log begins, everything is rebuilt from the
+/// log instead, from its beginning or from the checkpoint that stands there.
 fn open_index(
     disk: &Arc<dyn Disk>,
     root: &Path,
     log: &CommitLog,
-    restored: Option<Restored>,
+    (checkpoints, restored): (&Checkpoints, Option<Restored>),
 ) -> Result<(QueueIndex, Option<Restored>), StoreError> {
-    let dir = root.join("consumequeue");
-    let Some(restored) = restored else {
+    let dir = index_folder(root);
+    if let Some(restored) = restored {
+        move_to_installed(log, &restored)?;
+        let purged = log.purged_id();
+        if purged.is_none_or(|purged| purged.index <= restored.id.index) {
+            match QueueIndex::open(Arc::clone(disk), &dir, restored.index_manifest.as_deref()) {
+                Ok(index) => return Ok((index, Some(restored))),
+                Err(error) => {
+                    tracing::warn!(%error, "the consume queue is damaged; rebuild it from the log");
+                }
+            }
+        }
+    }
+    let Some(purged) = log.purged_id() else {
         return Ok((QueueIndex::open(Arc::clone(disk), &dir, None)?, None));
     };
+    let last = log.last_id().unwrap_or(purged);
+    let beginning = checkpoints.oldest_whole(purged.index..=last.index, |_| true);
+    let Some((checkpoint, restored)) = beginning else {
+        return Err(StoreError::NoCheckpoint {
+            purged: purged.to_string(),
+            physical_offset: log.min_physical(),
+        });
+    };
+    tracing::warn!(
+        index = restored.id.index,
+        "begin with the checkpoint where the log begins"
+    );
+    let index = QueueIndex::open(Arc::clone(disk), &dir, None)?;
+    checkpoints.adopt(checkpoint, &restored, &index)?;
+    Ok((index, Some(restored)))
+}
+
+/// Does what Raft would have done next if the process had not ended between the install of a
+/// snapshot and the move of the log there.
+fn move_to_installed(log: &CommitLog, restored: &Restored) -> Result<(), StoreError> {
     let behind = |last: LogId| last.index < restored.id.index;
     if restored.installed && log.last_id().is_none_or(behind) {
-        // The process ended between installing a snapshot and moving the log there.
         let position = &restored.position;
         tracing::info!(
             index = restored.id.index,
@@ -171,14 +212,7 @@ fn open_index(
         );
         log.reset(position.id, position.end_physical, position.crc)?;
     }
-    match QueueIndex::open(Arc::clone(disk), &dir, restored.index_manifest.as_deref()) {
-        Ok(index) => Ok((index, Some(restored))),
-        Err(error) if log.purged_id().is_none() => {
-            tracing::warn!(%error, "the consume queue is damaged; rebuild it from the log");
-            Ok((QueueIndex::open(Arc::clone(disk), &dir, None)?, None))
-        }
-        Err(error) => Err(error),
-    }
+    Ok(())
 }
 
 #[cfg(test)]

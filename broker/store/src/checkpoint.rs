@@ -220,6 +220,24 @@ impl CheckpointDir {
         Ok(checkpoint)
     }
 
+    /// Bytes of the file of a checkpoint from an offset on, `bytes_max` at most, and the length of
+    /// all of it. Nothing is checked: whoever has all of it decodes it.
+    pub fn read_part(
+        &self,
+        index: u64,
+        offset: u64,
+        bytes_max: usize,
+    ) -> Result<(Bytes, u64), StoreError> {
+        let path = self.path(index);
+        let io = |error| StoreError::io("read", &path, error);
+        let file = self.disk.open(&path).map_err(io)?;
+        let length = file.len().map_err(io)?;
+        let left = length.saturating_sub(offset).min(bytes_max as u64);
+        let mut bytes = vec![0; left as usize];
+        file.read_exact_at(&mut bytes, offset).map_err(io)?;
+        Ok((Bytes::from(bytes), length))
+    }
+
     /// Reads some sections of a checkpoint and skips the others, so that a large one costs little.
     /// Only the structure is checked: a damaged one is noticed when it is read as a whole.
     pub fn peek(&self, index: u64, tags: &[u32]) -> Result<Checkpoint, StoreError> {

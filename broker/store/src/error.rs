@@ -28,6 +28,15 @@ pub enum StoreError {
         /// What is wrong there.
         reason: String,
     },
+    /// The log begins after `purged`, and no checkpoint here that is whole reaches so far. The node
+    /// gets one from its peers or stops. Nothing was changed.
+    #[error("the log begins after {purged}, and no checkpoint that is whole reaches so far")]
+    NoCheckpoint {
+        /// Id of the last purged entry.
+        purged: String,
+        /// Physical offset where the log begins.
+        physical_offset: u64,
+    },
     /// An earlier write or sync failed; the log takes nothing more until the process restarts.
     #[error("the store has failed and takes no more writes: {0}")]
     Failed(String),

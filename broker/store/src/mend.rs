@@ -85,7 +85,8 @@ impl CommitLog {
 
     /// The files of the log, for peers.
     pub fn range_source(&self) -> RangeSource {
-        RangeSource::new(self.disk_handle(), self.dir())
+        let bounds = (self.min_physical(), self.max_physical());
+        RangeSource::new(self.disk_handle(), self.dir()).between(bounds.0, bounds.1)
     }
 
     /// Whether this node may not vote (S5).

@@ -35,6 +35,8 @@ pub enum RangeAnswer {
     Missing,
     /// The log here begins later: what stood there was deleted by the retention of the group.
     Purged,
+    /// The log here ends before: it was never written here, or not yet.
+    Behind,
 }
 
 /// The files of a log, opened or not.
@@ -42,6 +44,8 @@ pub enum RangeAnswer {
 pub struct RangeSource {
     disk: Arc<dyn Disk>,
     dir: PathBuf,
+    /// Where the log begins and ends, of one that is open.
+    bounds: Option<(u64, u64)>,
 }
 
 impl RangeSource {
@@ -50,6 +54,22 @@ impl RangeSource {
         Self {
             disk,
             dir: dir.into(),
+            bounds: None,
+        }
+    }
+
+    /// Says where the log begins and ends now, so that it can be told why something is not there.
+    pub(crate) fn between(mut self, min_physical: u64, max_physical: u64) -> Self {
+        self.bounds = Some((min_physical, max_physical));
+        self
+    }
+
+    /// What there is to say of an address where no whole entry is found.
+    fn absent(&self, physical: u64) -> RangeAnswer {
+        match self.bounds {
+            Some((begin, _)) if physical < begin => RangeAnswer::Purged,
+            Some((_, end)) if physical >= end => RangeAnswer::Behind,
+            _ => RangeAnswer::Missing,
         }
     }
 
@@ -60,7 +80,7 @@ impl RangeSource {
         let Some(base) = base else {
             // A node without any log has purged nothing.
             return Ok(if bases.is_empty() {
-                RangeAnswer::Missing
+                self.absent(wanted.physical)
             } else {
                 RangeAnswer::Purged
             });
@@ -95,7 +115,7 @@ impl RangeSource {
             (at, previous_crc) = (header.end_physical(), crc);
         }
         if bytes.is_empty() {
-            return Ok(RangeAnswer::Missing);
+            return Ok(self.absent(wanted.physical));
         }
         Ok(RangeAnswer::Bytes(bytes.into()))
     }

@@ -427,8 +427,26 @@ impl<'a> Recovery<'a> {
             .map_err(|source| StoreError::io("sync", &config.dir, source))
     }
 
+    /// The committed entry of the hint, if it is the one that stands here under its index: a hint may
+    /// be older than what was cut and written again.
+    fn committed(&self, last: Option<LogId>) -> Option<LogId> {
+        let hint = self.hints.committed?;
+        let after = self
+            .term_starts
+            .partition_point(|start| start.index <= hint.index);
+        let found = match self.marks.purged {
+            Some(purged) if hint.index <= purged.index => {
+                return (hint.index < purged.index || hint == purged).then_some(hint);
+            }
+            _ => self.term_starts.get(after.checked_sub(1)?)?,
+        };
+        let is_here = last.is_some_and(|last| hint.index <= last.index);
+        (is_here && found.same_leader(&hint)).then_some(hint)
+    }
+
     fn finish(self) -> (LogState, RecoveryReport) {
         let id = self.cursor.last.or(self.marks.purged);
+        let committed = self.committed(id);
         let report = RecoveryReport {
             segments: self.segments.len(),
             scanned_entries: self.scanned_entries,
@@ -456,10 +474,7 @@ impl<'a> Recovery<'a> {
             term_starts: self.term_starts,
             flushed_physical: self.cursor.physical,
             flushed_index: last_index,
-            committed: self
-                .hints
-                .committed
-                .filter(|id| Some(id.index) <= last_index),
+            committed,
             sequence: 0,
             written_sequence: 0,
             failed: None,

@@ -419,3 +419,27 @@ fn after_a_power_cut_damage_to_what_was_written_over_a_second_ago_is_not_taken_f
         assert_eq!(opened.is_err(), at < 3, "entry {at}");
     }
 }
+
+#[test]
+fn a_committed_hint_counts_only_for_the_entry_that_stands_there() {
+    let purged = entry(1, 1, &[]).id;
+    for (hint, expected) in [
+        ((1, 4), true),
+        ((2, 4), false),
+        ((2, 6), true),
+        ((1, 6), false),
+    ] {
+        let disk = MemoryDisk::default();
+        let (log, mut flusher, preallocator, _) = open(&disk, None).unwrap();
+        append_flushed(&log, 1, 5, 100);
+        append_flushed(&log, 2, 5, 100);
+        log.purge_upto(purged).unwrap();
+        let hint = entry(hint.0, hint.1, &[]).id;
+        log.save_committed(hint).unwrap();
+        log.close();
+        while flusher.run_once() != FlushOutcome::Stopped {}
+        drop((log, flusher, preallocator));
+        let (log, ..) = open(&disk, None).unwrap();
+        assert_eq!(log.committed(), expected.then_some(hint), "{hint}");
+    }
+}

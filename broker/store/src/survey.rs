@@ -5,7 +5,8 @@
 //! What is no damage: an end that was being written, which [`crate::CommitLog::open`] cuts. What
 //! cannot be mended is an end behind which nothing is known any more although it was synced. It may
 //! be cut all the same, if the node casts no vote until its log is complete again: first that is
-//! noted durably (S5), then the watermark comes down, then files go, newest first.
+//! noted durably (S5), then the watermark comes down, then files go, newest first. Damage before a
+//! checkpoint is no lost end. If peers have purged it, the log begins at a checkpoint behind it.
 
 use std::sync::Arc;
 
@@ -50,6 +51,8 @@ pub struct Survey {
     cursor: Cursor,
     /// Where the newest checkpoint stands: entries up to there were applied here.
     checkpoint: Option<Anchor>,
+    /// The end that was found lost, until something else was found.
+    lost_physical: Option<u64>,
     _lock: Box<dyn DiskLock>,
 }
 
@@ -73,6 +76,7 @@ impl Survey {
                 physical: start.end_physical,
                 crc: start.crc,
             }),
+            lost_physical: None,
             _lock: lock,
         };
         survey.list()?;
@@ -123,8 +127,12 @@ impl Survey {
     pub fn next_damage(&mut self) -> Result<Found, StoreError> {
         loop {
             let physical = self.cursor.physical;
+            self.lost_physical = None;
             let after = self.files.partition_point(|(base, _)| *base <= physical);
             let Some(at) = after.checked_sub(1) else {
+                if self.files.is_empty() && physical >= self.known_physical() {
+                    return Ok(Found::End);
+                }
                 return self.damaged("the first segment is missing");
             };
             let (base, len) = self.files[at];
@@ -156,15 +164,10 @@ impl Survey {
     /// Whether the log ends at the cursor, or with an end there that was never synced.
     fn may_end_here(&self, base: u64, file_end: u64) -> Result<bool, StoreError> {
         let physical = self.cursor.physical;
-        let Hints {
-            synced_physical,
-            unsynced_bytes_max,
-            ..
-        } = self.vote.hints();
-        let checkpoint = self.checkpoint.map_or(0, |anchor| anchor.physical);
-        if physical < synced_physical.max(checkpoint) {
+        if physical < self.known_physical() {
             return Ok(false);
         }
+        let unsynced_bytes_max = self.vote.hints().unsynced_bytes_max;
         let segment = self.segment(base);
         let mut reader = segment
             .reader(self.disk.as_ref(), file_end, SCAN_BYTES)?
@@ -179,14 +182,21 @@ impl Survey {
         Ok(behind.last_header.is_none_or(|valid| valid < far))
     }
 
+    /// Address up to which entries are known to have been there.
+    fn known_physical(&self) -> u64 {
+        let checkpoint = self.checkpoint.map_or(0, |anchor| anchor.physical);
+        self.vote.hints().synced_physical.max(checkpoint)
+    }
+
     fn segment(&self, base: u64) -> Segment {
         Segment::new(&self.config.dir, base, 0, 0)
     }
 
-    fn damaged(&self, reason: &str) -> Result<Found, StoreError> {
+    fn damaged(&mut self, reason: &str) -> Result<Found, StoreError> {
         let anchors = self.anchors()?;
         let physical = self.cursor.physical;
         if anchors.is_empty() {
+            self.lost_physical = Some(physical);
             return Ok(Found::LostEnd {
                 physical,
                 synced_physical: self.vote.hints().synced_physical,
@@ -265,9 +275,82 @@ impl Survey {
         self.list()
     }
 
-    /// Gives a lost end up, see [`Found::LostEnd`]; [`crate::CommitLog::open`] cuts it then.
+    /// Lets the log begin at a position behind the damage that was found: the end of an entry at
+    /// which a whole checkpoint stands, so what lies before is not needed any more. What lies behind
+    /// it stays. Durable on return; a log that begins there already, or later, is left as it is.
+    /// Files go when the log is opened.
+    pub fn begin_at(&mut self, position: &LogPosition) -> Result<(), StoreError> {
+        let marks = self.vote.marks();
+        let is_forward = position.end_physical > marks.start_physical
+            && marks
+                .purged
+                .is_none_or(|purged| purged.index < position.id.index);
+        if is_forward {
+            if self.went_another_way(position)? {
+                // None of it can ever be committed, so nobody waits for this node's word on it.
+                let hints = self.vote.hints();
+                let synced_physical = hints.synced_physical.min(position.end_physical);
+                self.vote.save_hints(Hints {
+                    synced_physical,
+                    ..hints
+                })?;
+                self.remove_from(position.end_physical)?;
+            }
+            self.vote.save_marks(Marks {
+                purged: Some(position.id),
+                start_physical: position.end_physical,
+                start_crc: position.crc,
+                ..marks
+            })?;
+        }
+        if position.end_physical > self.cursor.physical {
+            self.cursor = Cursor {
+                physical: position.end_physical,
+                crc: position.crc,
+                next_index: Some(position.id.index + 1),
+                last: Some(position.id),
+            };
+        }
+        self.list()
+    }
+
+    /// Whether what stands here behind a committed position follows another entry.
+    fn went_another_way(&self, position: &LogPosition) -> Result<bool, StoreError> {
+        let base = position.end_physical;
+        if !self.files.iter().any(|(found, _)| *found == base) {
+            return Ok(false);
+        }
+        let segment = self.segment(base);
+        let reader = segment.reader(self.disk.as_ref(), u64::MAX, HEADER_BYTES)?;
+        let mut reader = reader.around_bad_sectors();
+        let header = Header::decode(reader.get(base, HEADER_BYTES)?);
+        Ok(header.is_ok_and(|(header, _)| {
+            header.physical_offset == base && header.previous_crc != position.crc
+        }))
+    }
+
+    /// Removes the files that begin at an address or behind it.
+    fn remove_from(&self, physical: u64) -> Result<(), StoreError> {
+        let dir = &self.config.dir;
+        let files = self.files.iter().rev();
+        // Newest first, each durable before the next: never a gap.
+        for (base, _) in files.take_while(|(base, _)| *base >= physical) {
+            remove_if_there(self.disk.as_ref(), &dir.join(file_name(*base)))?;
+            self.disk
+                .sync_dir(dir)
+                .map_err(|source| StoreError::io("sync", dir, source))?;
+        }
+        Ok(())
+    }
+
+    /// Gives a lost end up, see [`Found::LostEnd`]; [`crate::CommitLog::open`] cuts it then. Nothing
+    /// else is ever given up: what follows damage may have been acknowledged.
     pub fn give_end_up(&mut self) -> Result<(), StoreError> {
         let physical = self.cursor.physical;
+        if self.lost_physical.take() != Some(physical) {
+            let what = format!("physical offset {physical} is not found to be a lost end");
+            return Err(StoreError::Failed(what));
+        }
         self.vote.save_marks(Marks {
             guarded: true,
             ..self.vote.marks()
@@ -277,15 +360,8 @@ impl Survey {
             synced_physical: hints.synced_physical.min(physical),
             ..hints
         })?;
-        let dir = &self.config.dir;
-        let lost = self.files.iter().rev();
         // The file in which it begins keeps what is before it.
-        for (base, _) in lost.take_while(|(base, _)| *base > physical) {
-            remove_if_there(self.disk.as_ref(), &dir.join(file_name(*base)))?;
-            self.disk
-                .sync_dir(dir)
-                .map_err(|source| StoreError::io("sync", dir, source))?;
-        }
+        self.remove_from(physical + 1)?;
         self.cut_file()?;
         self.list()
     }
