@@ -421,6 +421,37 @@ mod tests {
         assert_eq!(log.read_vote(), Some(encode_vote(&vote).to_vec()));
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn a_leader_does_not_wait_for_ever_for_a_damaged_entry_and_a_follower_does() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = LogConfig::new(dir.path());
+        let (log, ..) = CommitLog::open(Arc::new(RealDisk), config.clone(), None).unwrap();
+        log.append((0..5).map(blank).collect(), Box::new(|_| {}))
+            .unwrap();
+        log.flush().unwrap();
+        let position = log.position_at(4).unwrap();
+        drop(log);
+        let segment = dir.path().join(format!("{:020}", 0));
+        let file = raftmq_store::Disk::open(&RealDisk, &segment).unwrap();
+        file.write_all_at(&[9], 2 * 64 + 9).unwrap();
+        let (log, ..) = CommitLog::open(Arc::new(RealDisk), config, Some(&position)).unwrap();
+        log.set_repairable(true);
+        for (leader, ends) in [(1, true), (2, false)] {
+            let vote = Vote {
+                leader_id: leader_id_std::LeaderId {
+                    term: leader,
+                    voted_for: leader,
+                },
+                committed: true,
+            };
+            let mut store = LogStore::new(Arc::clone(&log), SnapshotBoundary::default(), 1);
+            store.save_vote(&vote).await.unwrap();
+            let read = store.limited_get_log_entries(2, 3);
+            let read = tokio::time::timeout(10 * LEADER_MEND_WAIT, read).await;
+            assert_eq!(read.is_ok_and(|read| read.is_err()), ends, "{leader}");
+        }
+    }
+
     #[test]
     fn key_ids_are_the_last_of_each_term_in_the_range() {
         let start = |term, index| StoreLogId {

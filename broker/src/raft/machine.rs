@@ -462,3 +462,7 @@ impl RaftStateMachine<TypeConfig> for RaftMachine {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "machine_test.rs"]
+mod tests;

@@ -113,3 +113,7 @@ async fn mend(
         }
     }
 }
+
+#[cfg(test)]
+#[path = "mend_test.rs"]
+mod tests;
