@@ -101,7 +101,7 @@ impl Node {
     async fn snapshot(&mut self) -> u64 {
         let snapshot = self.raft_machine.get_current_snapshot().await.unwrap();
         let snapshot = snapshot.unwrap();
-        let found = Checkpoint::decode(snapshot.snapshot).unwrap();
+        let found = Checkpoint::decode(snapshot.snapshot.bytes).unwrap();
         let restored = checkpoint::restore(&found).unwrap();
         assert_eq!(snapshot.meta.last_log_id, Some(log_id(restored.id)));
         let log = &self.raft_machine.log;
@@ -154,7 +154,8 @@ async fn the_snapshot_never_moves_back_to_what_a_later_one_has_replaced() {
         term_starts: vec![id(0)],
     };
     let content = (State::new().encode(), &MembershipRecord::default(), 0);
-    let sent = snapshot_of(&checkpoint_at(&position, content)).unwrap();
+    let sent = pieces_of(&checkpoint_at(&position, content)).unwrap();
+    let sent = snapshot_of(sent).unwrap();
     let installed = node
         .raft_machine
         .install_snapshot(&sent.meta, sent.snapshot);

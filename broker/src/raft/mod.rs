@@ -483,15 +483,13 @@ impl Consensus {
 
 /// How this node talks to its peers.
 fn transport(parts: &ConsensusParts) -> Transport {
-    Transport {
-        net: Arc::clone(&parts.net),
-        local: Local::new(
-            &parts.cluster,
-            &parts.raft,
-            &parts.incarnation,
-            &parts.metrics,
-        ),
-    }
+    let local = Local::new(
+        &parts.cluster,
+        &parts.raft,
+        &parts.incarnation,
+        &parts.metrics,
+    );
+    Transport::new(&parts.net, &local)
 }
 
 /// Whether the disk has room for the entries of a leader.

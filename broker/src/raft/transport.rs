@@ -75,6 +75,13 @@ pub(crate) struct PeerClient {
 }
 
 impl Transport {
+    pub(super) fn new(net: &Arc<dyn Net>, local: &Local) -> Self {
+        Self {
+            net: Arc::clone(net),
+            local: local.clone(),
+        }
+    }
+
     fn client(&self, target: u64, node: &PeerNode, channel: Channel) -> PeerClient {
         PeerClient {
             dialer: Dialer {
