@@ -300,10 +300,7 @@ mod tests {
         });
         let voters = vec![BTreeSet::from([1, 2, 3])];
         let membership = Membership::new(voters, nodes.collect::<BTreeMap<_, _>>()).unwrap();
-        let transport = Transport {
-            net: Arc::new(net),
-            local: local(1),
-        };
+        let transport = Transport::on(net, local(1));
         let peers = Peers::new(1, transport);
         (peers, StoredMembership::new(None, membership), counts)
     }

@@ -198,7 +198,7 @@ async fn run_link(
     requests: mpsc::Receiver<Outgoing>,
     waiting: &Waiting,
 ) -> Result<(), io::Error> {
-    let Transport { net, local } = transport;
+    let Transport { net, local, .. } = transport;
     let connection = peer::connect(net, local, leader, address, Channel::Forward).await?;
     let PeerConnection {
         mut reader, writer, ..

@@ -177,7 +177,7 @@ impl VoteGuard {
     }
 
     async fn tell(&self, peer: u64) -> Result<(Vote, LogId), io::Error> {
-        let Transport { net, local } = &self.transport;
+        let Transport { net, local, .. } = &self.transport;
         // A node that lost all of its log knows no members.
         let known = local.members.addresses().into_iter();
         let mut known = known.chain(self.configured.iter().cloned());

@@ -23,7 +23,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Mends for as long as the process lives, unless there is nobody to ask.
 pub(super) fn start(runtime: &Handle, transport: &Transport, parts: &ConsensusParts) {
     let log = parts.machine.log();
-    let Transport { net, local } = transport;
+    let Transport { net, local, .. } = transport;
     let peers = RepairPeers::new(local.clone(), &parts.raft, net, &parts.metrics);
     if peers.is_alone() {
         return;

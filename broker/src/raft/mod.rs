@@ -15,6 +15,8 @@ mod gate;
 mod group;
 mod guard;
 mod log_store;
+#[cfg(test)]
+mod long_poll_test;
 mod machine;
 mod members;
 mod mend;
@@ -63,7 +65,7 @@ use self::{
     log_store::{LogStore, SnapshotBoundary},
     machine::{RaftMachine, SnapshotTarget},
     peer::Local,
-    pulse::Pulse,
+    pulse::{Patience, Pulse},
     runtime::observe_polls,
     server::RaftServer,
     snapshot_intake::SnapshotIntake,
@@ -220,7 +222,8 @@ impl Consensus {
         observe_polls(&runtime, &parts.metrics.raft.long_poll_seconds);
         let may_lead = may_lead(&parts) && !parts.machine.log().is_guarded();
         let config = raft_config(&parts.cluster, &parts.raft, may_lead)?;
-        let transport = transport(&parts);
+        let heard = Pulse::new();
+        let transport = transport(&parts, Patience::new(&runtime, &heard, &parts.raft));
         let local = transport.local.clone();
         let boundary = SnapshotBoundary::default();
         let log = Arc::clone(parts.machine.log());
@@ -229,7 +232,6 @@ impl Consensus {
         let store = LogStore::new(Arc::clone(&log), Arc::clone(&boundary), local.id);
         let raft = start_raft(&runtime, config, &transport, store, machine).await?;
         let guard = VoteGuard::start(&runtime, &raft, &transport, &parts);
-        let heard = Pulse::new();
         let candidate = Candidate::new(local.id, &raft, &guard, &log);
         let stalls = Arc::clone(&candidate.stalls);
         let server = RaftServer {
@@ -482,14 +484,14 @@ impl Consensus {
 }
 
 /// How this node talks to its peers.
-fn transport(parts: &ConsensusParts) -> Transport {
+fn transport(parts: &ConsensusParts, patience: Patience) -> Transport {
     let local = Local::new(
         &parts.cluster,
         &parts.raft,
         &parts.incarnation,
         &parts.metrics,
     );
-    Transport::new(&parts.net, &local)
+    Transport::new(&parts.net, &local, patience)
 }
 
 /// Whether the disk has room for the entries of a leader.

@@ -1,5 +1,6 @@
 //! When something last moved: Raft itself, asked again and again by a task, or the leader, heard by
-//! its heartbeats. The age tells whether it still does; any thread may read it.
+//! its heartbeats. The age tells whether it still does; any thread may read it. And how late the
+//! timers of Raft's thread are: one that is not run itself cannot tell that a leader is silent.
 
 use std::{
     future::Future,
@@ -7,10 +8,15 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use tokio::{runtime::Handle, time::sleep};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep, sleep_until},
+};
+
+use crate::config::RaftConfig;
 
 /// Time since the newest beat.
 #[derive(Clone, Debug)]
@@ -56,6 +62,95 @@ impl Pulse {
     pub(crate) fn beat(&self) {
         let since = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.beat_ms.store(since, Ordering::Relaxed);
+    }
+}
+
+/// Pause between two looks at how late a timer is.
+const LATENESS_LOOK: Duration = Duration::from_millis(100);
+/// How long a late timer counts: at least this, at most twice.
+const LATENESS_KEPT: Duration = Duration::from_secs(5);
+/// Lateness of a machine that is well: timers have a grain of a millisecond.
+const LATENESS_CALM: Duration = Duration::from_millis(30);
+/// How often the lateness goes into the silence of a leader. A heartbeat waits for its turn at the
+/// leader's timer, core and stream and at this node's stream and core, a few of them in a row.
+const LATENESS_FACTOR: u32 = 8;
+/// Longest silence that is borne, however late the timers are.
+const BORNE_MAX: Duration = Duration::from_secs(2);
+/// Pause before a silence is believed: what has arrived meanwhile is taken in first.
+const TAKE_IN: Duration = Duration::from_millis(10);
+
+/// How late timers of Raft's thread were of late. Everything else that it did was as late.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Lateness {
+    /// The worst of the last seconds. Unit: ms.
+    worst_ms: Arc<AtomicU64>,
+}
+
+impl Lateness {
+    /// Looks at it on `runtime` from now on, for as long as that runs.
+    pub(crate) fn watch(runtime: &Handle) -> Self {
+        let lateness = Self::default();
+        let watched = lateness.clone();
+        runtime.spawn(async move {
+            let mut before = 0;
+            loop {
+                let mut now = 0;
+                let begin = Instant::now();
+                while begin.elapsed() < LATENESS_KEPT {
+                    let due = Instant::now() + LATENESS_LOOK;
+                    sleep_until(due).await;
+                    let late = u64::try_from(due.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    now = late.max(now);
+                    watched.worst_ms.store(before.max(now), Ordering::Relaxed);
+                }
+                before = now;
+            }
+        });
+        lateness
+    }
+
+    pub(crate) fn worst(&self) -> Duration {
+        Duration::from_millis(self.worst_ms.load(Ordering::Relaxed))
+    }
+}
+
+/// Decides whether the leader is silent, or this node was too late to hear it.
+#[derive(Clone, Debug)]
+pub(crate) struct Patience {
+    pub heard: Pulse,
+    pub lateness: Lateness,
+    /// Silence after which an election starts on a machine that is well, at most.
+    pub election_timeout: Duration,
+}
+
+impl Patience {
+    /// Judges by the timers of `runtime` and the heartbeats of a leader that `heard` takes down.
+    pub(crate) fn new(runtime: &Handle, heard: &Pulse, raft: &RaftConfig) -> Self {
+        Self {
+            heard: heard.clone(),
+            lateness: Lateness::watch(runtime),
+            election_timeout: Duration::from_millis(2 * raft.election_max_ms),
+        }
+    }
+
+    /// How long a leader may be silent before this node stands because of it; zero = as long as
+    /// Raft says.
+    fn borne(&self) -> Duration {
+        let late = self.lateness.worst();
+        if late < LATENESS_CALM {
+            return Duration::ZERO;
+        }
+        let borne = self.election_timeout + late * LATENESS_FACTOR;
+        borne.min(BORNE_MAX)
+    }
+
+    /// Whether this node has been patient enough, when Raft says that it has.
+    pub(crate) async fn is_over(&self) -> bool {
+        if self.borne().is_zero() {
+            return true;
+        }
+        sleep(TAKE_IN).await;
+        self.heard.age() >= self.borne()
     }
 }
 
@@ -105,5 +200,61 @@ mod tests {
         await_that(|| pulse.age() > STUCK);
         hangs.send_replace(false);
         await_that(|| pulse.age() < STUCK);
+    }
+
+    fn patience(lateness: Lateness) -> Patience {
+        Patience {
+            heard: Pulse::new(),
+            lateness,
+            election_timeout: Duration::from_millis(750),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn on_a_machine_that_is_well_nobody_is_more_patient_than_raft() {
+        let patience = patience(Lateness::watch(&Handle::current()));
+        for _ in 0..100 {
+            sleep(Duration::from_millis(33)).await;
+            let begin = Instant::now();
+            assert!(patience.is_over().await);
+            assert!(begin.elapsed().is_zero());
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_is_late_itself_bears_a_longer_silence_and_no_longer_than_two_seconds() {
+        let patience = patience(Lateness::watch(&Handle::current()));
+        sleep(Duration::from_secs(1)).await;
+        // Nothing of this thread ran for so long.
+        tokio::time::advance(Duration::from_millis(180)).await;
+        sleep(LATENESS_LOOK).await;
+        assert!(patience.lateness.worst() >= Duration::from_millis(80));
+        patience.heard.beat();
+        sleep(Duration::from_millis(800)).await;
+        assert!(!patience.is_over().await, "it may have been late to hear");
+        sleep(Duration::from_millis(1200)).await;
+        assert!(patience.is_over().await);
+        tokio::time::advance(Duration::from_secs(60)).await;
+        sleep(LATENESS_LOOK).await;
+        patience.heard.beat();
+        sleep(BORNE_MAX).await;
+        assert!(patience.is_over().await);
+        // And back when all is well again.
+        sleep(3 * LATENESS_KEPT).await;
+        patience.heard.beat();
+        assert!(patience.is_over().await);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_heartbeat_that_waits_to_be_taken_in_ends_the_silence() {
+        let patience = patience(Lateness::default());
+        patience.lateness.worst_ms.store(100, Ordering::Relaxed);
+        sleep(BORNE_MAX).await;
+        let heard = patience.heard.clone();
+        tokio::spawn(async move {
+            sleep(TAKE_IN / 2).await;
+            heard.beat();
+        });
+        assert!(!patience.is_over().await);
     }
 }

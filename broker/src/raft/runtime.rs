@@ -53,10 +53,13 @@ pub(super) fn observe_polls(runtime: &Handle, seconds: &HistogramVec) {
     });
 }
 
-/// The longest poll on this thread.
+/// The longest poll on this thread since the last call; zero when all were short.
 #[cfg(test)]
-pub(super) fn longest_poll() -> Duration {
-    LONG_POLLS.with_borrow(|polls| polls.as_ref().map_or(Duration::ZERO, |polls| polls.longest))
+pub(super) fn take_longest_poll() -> Duration {
+    LONG_POLLS.with_borrow_mut(|polls| {
+        let longest = polls.as_mut().map(|polls| &mut polls.longest);
+        longest.map(std::mem::take).unwrap_or_default()
+    })
 }
 
 fn note_poll(task: &'static str, took: Duration) {
@@ -240,7 +243,7 @@ mod tests {
             timed("short", async {}).await;
             let hold = async { std::thread::sleep(2 * LONG_POLL) };
             timed("long", hold).await;
-            done.send(longest_poll())
+            done.send(take_longest_poll())
         });
         assert!(is_done.recv().unwrap() >= 2 * LONG_POLL);
         let count = |task| seconds.with_label_values(&[task]).get_sample_count();

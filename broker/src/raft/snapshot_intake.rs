@@ -204,10 +204,7 @@ mod tests {
     }
 
     async fn send(net: &MemoryNet, vote: Vote, bytes: usize) -> Result<Vote, String> {
-        let mut transport = Transport {
-            net: Arc::new(net.clone()),
-            local: local(vote.leader_id.voted_for),
-        };
+        let mut transport = Transport::on(net.clone(), local(vote.leader_id.voted_for));
         let node = PeerNode {
             address: HERE.into(),
             ..PeerNode::default()
@@ -242,11 +239,8 @@ mod tests {
         let net = MemoryNet::default();
         let follower = follow(&net).await;
         let stalled = async {
-            let transport = Transport {
-                net: Arc::new(net.clone()),
-                local: local(2),
-            };
-            let Transport { net, local } = &transport;
+            let transport = Transport::on(net.clone(), local(2));
+            let Transport { net, local, .. } = &transport;
             let channel = wire::Channel::Control;
             let mut connection = peer::connect(net, local, 1, HERE, channel).await.unwrap();
             let begin = wire::encode_snapshot_begin(&vote(5, 2), 1 << 20);

@@ -34,6 +34,7 @@ use super::{
     candidate,
     machine::SnapshotData,
     peer::{self, Local, PeerConnection, PeerReader, PeerWriter},
+    pulse::Patience,
     types::{PeerNode, Snapshot, TypeConfig, Vote},
     wire::{self, Channel, Kind},
 };
@@ -60,6 +61,8 @@ const SNAPSHOT_STEP_TIMEOUT: Duration = Duration::from_secs(30);
 pub(crate) struct Transport {
     pub net: Arc<dyn Net>,
     pub local: Local,
+    /// Whether it is time to stand for election.
+    pub patience: Patience,
 }
 
 /// A connection that is kept between uses; empty while a stream is using it.
@@ -75,10 +78,25 @@ pub(crate) struct PeerClient {
 }
 
 impl Transport {
-    pub(super) fn new(net: &Arc<dyn Net>, local: &Local) -> Self {
+    pub(super) fn new(net: &Arc<dyn Net>, local: &Local, patience: Patience) -> Self {
         Self {
             net: Arc::clone(net),
             local: local.clone(),
+            patience,
+        }
+    }
+
+    /// Of a node whose machine is well.
+    #[cfg(test)]
+    pub(super) fn on(net: impl Net + 'static, local: Local) -> Self {
+        Self {
+            net: Arc::new(net),
+            local,
+            patience: Patience {
+                heard: super::pulse::Pulse::new(),
+                lateness: super::pulse::Lateness::default(),
+                election_timeout: Duration::ZERO,
+            },
         }
     }
 
@@ -149,7 +167,7 @@ impl Dialer {
     }
 
     async fn connect(&self, channel: Channel) -> Result<PeerConnection, io::Error> {
-        let Transport { net, local } = &self.transport;
+        let Transport { net, local, .. } = &self.transport;
         peer::connect(net, local, self.target, &self.address, channel).await
     }
 }
@@ -255,6 +273,12 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         request: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        // The vote of a leader stands for a question about that leader, who is dead for certain.
+        if !request.vote.committed && !self.dialer.transport.patience.is_over().await {
+            let reason =
+                io::Error::other("this node was late itself; the leader may not be silent");
+            return Err(unreachable(&reason));
+        }
         let frame = wire::encode_vote(Kind::PreVote, &request);
         let body = self
             .call(&frame, Kind::VoteResult, option.hard_ttl())

@@ -26,10 +26,7 @@ fn local(id: u64) -> Local {
 }
 
 fn client(net: &MemoryNet) -> PeerClient {
-    let transport = Transport {
-        net: Arc::new(net.clone()),
-        local: local(2),
-    };
+    let transport = Transport::on(net.clone(), local(2));
     let node = PeerNode {
         address: FOLLOWER.into(),
         ..PeerNode::default()

@@ -88,10 +88,7 @@ async fn lead(net: &MemoryNet, handler: &Arc<Handler>) -> JoinHandle<()> {
 }
 
 fn forwarder(net: impl Net + 'static) -> Forwarder {
-    let transport = Transport {
-        net: Arc::new(net),
-        local: local(2),
-    };
+    let transport = Transport::on(net, local(2));
     Forwarder::new(transport, tokio::runtime::Handle::current())
 }
 
