@@ -15,9 +15,18 @@ use std::{
 use tokio::{sync::Notify, time::Instant};
 
 use crate::{
-    clock::Clock, cold_read::ColdReads, config::BrokerConfig, disk_guard::DiskGuard,
-    handler::LockTime, long_poll::LongPoll, machine::Machine, metrics::Metrics,
-    offset_commits::OffsetCommits, proposer::Proposer, raft::Consensus, session::Sessions,
+    clock::Clock,
+    cold_read::ColdReads,
+    config::BrokerConfig,
+    disk_guard::DiskGuard,
+    handler::{KeptUnits, LockTime},
+    long_poll::LongPoll,
+    machine::Machine,
+    metrics::Metrics,
+    offset_commits::OffsetCommits,
+    proposer::Proposer,
+    raft::Consensus,
+    session::Sessions,
     stats::Stats,
 };
 
@@ -53,6 +62,8 @@ pub struct Broker {
     pub(crate) held_bytes: AtomicUsize,
     /// Reads that leave the workers.
     pub(crate) cold_reads: ColdReads,
+    /// Parts of the consume queue that were read last.
+    pub(crate) kept_units: Arc<KeptUnits>,
     /// What the disk still takes.
     pub disk: DiskGuard,
     /// Wakes the retention: somebody asks that what has expired be deleted now.
@@ -91,6 +102,7 @@ impl Broker {
             sessions: Sessions::default(),
             offset_commits: OffsetCommits::default(),
             cold_reads: ColdReads::default(),
+            kept_units: Arc::default(),
             metrics: parts.metrics,
             held_bytes: AtomicUsize::new(0),
             consensus: OnceLock::new(),

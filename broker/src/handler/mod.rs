@@ -18,6 +18,8 @@ pub(crate) mod topic;
 
 pub(crate) use client::notify_changed;
 pub(crate) use lock::LockTime;
+pub(crate) use offset::update_one_way;
+pub(crate) use pull::KeptUnits;
 
 use std::{net::SocketAddr, sync::Arc};
 

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use raftmq_remoting::{
-    ExtFields, ResponseCode,
+    ExtFields, RemotingCommand, ResponseCode,
     body::{self, ConsumerOffsetSerializeWrapper, DataVersion},
     name,
 };
@@ -74,7 +74,38 @@ fn is_young(broker: &Broker, queue: u32) -> Result<bool, StoreError> {
 /// Commits an offset. Clients send it one-way every five seconds; those wait a moment and go into
 /// the log together. A request that wants an answer gets it when its offset is in the state.
 pub(super) async fn update(broker: &Arc<Broker>, request: &Request) -> Handled {
-    let fields = &request.command.ext_fields;
+    if request.command.is_oneway() {
+        return update_one_way(broker, &request.command);
+    }
+    let (commit, _) = commit_of(broker, &request.command.ext_fields)?;
+    // Older commits of the queue first, else they would undo this one.
+    if !broker.offset_commits.flush(broker).await {
+        return Err(Refusal::no_room());
+    }
+    let commits = vec![OffsetCommit {
+        group: commit.group.to_owned(),
+        topic: commit.topic.to_owned(),
+        queue_id: commit.queue_id,
+        offset: commit.offset,
+        mode: commit.mode,
+    }];
+    propose(broker, Command::CommitOffsets { commits }).await?;
+    Ok(success(request))
+}
+
+/// As [`update`] for a request that nobody waits for: it needs no task.
+pub(crate) fn update_one_way(broker: &Broker, command: &RemotingCommand) -> Handled {
+    let (commit, has_queue) = commit_of(broker, &command.ext_fields)?;
+    // Without the queue it would be rejected when it is applied, and take memory until then.
+    if has_queue {
+        broker.offset_commits.add(broker, &commit);
+    }
+    let success = RemotingCommand::response_to(command, ResponseCode::SUCCESS);
+    Ok(success)
+}
+
+/// The commit that a request asks for, and whether its queue exists.
+fn commit_of<'a>(broker: &Broker, fields: &'a ExtFields) -> Result<(Commit<'a>, bool), Refusal> {
     let parameter = |error: raftmq_remoting::HeaderError| {
         Refusal::new(ResponseCode::INVALID_PARAMETER, error.to_string())
     };
@@ -105,33 +136,14 @@ pub(super) async fn update(broker: &Arc<Broker>, request: &Request) -> Handled {
         let remark = format!("queueId[{queue_id}] or commitOffset[{offset}] is negative");
         return Err(Refusal::new(ResponseCode::INVALID_PARAMETER, remark));
     };
-    if request.command.is_oneway() {
-        let commit = Commit {
-            group,
-            topic,
-            queue_id,
-            offset,
-            mode: CommitMode::Set,
-        };
-        // Without the queue it would be rejected when it is applied, and take memory until then.
-        if has_queue {
-            broker.offset_commits.add(broker, &commit);
-        }
-    } else {
-        // Older commits of the queue first, else they would undo this one.
-        if !broker.offset_commits.flush(broker).await {
-            return Err(Refusal::no_room());
-        }
-        let commits = vec![OffsetCommit {
-            group: group.to_owned(),
-            topic: topic.to_owned(),
-            queue_id,
-            offset,
-            mode: CommitMode::Set,
-        }];
-        propose(broker, Command::CommitOffsets { commits }).await?;
-    }
-    Ok(success(request))
+    let commit = Commit {
+        group,
+        topic,
+        queue_id,
+        offset,
+        mode: CommitMode::Set,
+    };
+    Ok((commit, has_queue))
 }
 
 /// Offset at a time: the first message at or after it, or with boundary UPPER the last message at

@@ -8,6 +8,7 @@
 //! tells a consumer to move.
 
 mod read;
+mod units;
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,6 +22,7 @@ use raftmq_state::CommitMode;
 use tokio::time::{Instant, sleep, timeout};
 
 use self::read::{Found, Status, read};
+pub(crate) use self::units::KeptUnits;
 use super::{Handled, Refusal, Request, client::find_or_create_group};
 use crate::{broker::Broker, long_poll::TagFilter, offset_commits::Commit};
 

@@ -42,9 +42,15 @@ pub(super) fn dispatcher(
     broker: Arc<Broker>,
 ) -> impl FnMut(&Arc<Connection>, RemotingCommand, InFlight) {
     move |connection, command, in_flight| {
-        let send = send::is_send(RequestCode(command.code));
-        if send && broker.is_serving() {
+        let code = RequestCode(command.code);
+        let is_commit = code == RequestCode::UPDATE_CONSUMER_OFFSET && command.is_oneway();
+        if send::is_send(code) && broker.is_serving() {
             start_send(&broker, connection, command, in_flight);
+        } else if is_commit && broker.is_serving() {
+            let handled = handler::update_one_way(&broker, &command);
+            let response = handled.unwrap_or_else(|refusal| refusal.response(&command));
+            respond(&broker, connection, &command, &response);
+            drop(in_flight);
         } else {
             spawn(&broker, connection, command, in_flight);
         }

@@ -10,7 +10,7 @@ use raftmq_remoting::{
 };
 use raftmq_store::{StoreError, index::IndexUnit};
 
-use super::{Pull, Refusal, Target};
+use super::{KeptUnits, Pull, Refusal, Target};
 use crate::{broker::Broker, long_poll::TagFilter, machine::Machine};
 
 /// Units looked at for one pull. Beyond it the consumer is told where to go on, so that a filter
@@ -63,6 +63,7 @@ pub(super) async fn read(
 ) -> Result<Found, Refusal> {
     let wanted = Wanted {
         machine: Arc::clone(&broker.machine),
+        kept: Arc::clone(&broker.kept_units),
         queue: target.queue,
         filter: target.filter.clone(),
         offset: pull.offset,
@@ -91,6 +92,7 @@ enum Reach {
 #[derive(Debug)]
 struct Wanted {
     machine: Arc<Machine>,
+    kept: Arc<KeptUnits>,
     queue: u32,
     filter: TagFilter,
     offset: i64,
@@ -100,10 +102,10 @@ struct Wanted {
 
 impl Wanted {
     /// `None` when something is not where the read may look for it.
-    fn read(&self, from: Reach) -> Result<Option<Found>, StoreError> {
+    fn read(&self, reach: Reach) -> Result<Option<Found>, StoreError> {
         let index = self.machine.index();
-        let first = u64::try_from(self.offset).unwrap_or(0);
-        if from == Reach::Memory && !index.is_in_memory(self.queue, first) {
+        // Of the last offset nothing but the bounds is needed.
+        if reach == Reach::Memory && !index.is_in_memory(self.queue, u64::MAX) {
             return Ok(None);
         }
         let (min, max) = index.bounds(self.queue);
@@ -132,7 +134,9 @@ impl Wanted {
             };
             return Ok(Some(nothing(status, max)));
         }
-        let (chosen, next) = self.scan(first, max)?;
+        let Some((chosen, next)) = self.scan(first, max, reach)? else {
+            return Ok(None);
+        };
         if chosen.is_empty() {
             let is_purged = next == first;
             return Ok(Some(if is_purged {
@@ -142,7 +146,7 @@ impl Wanted {
                 nothing(Status::NoMatchedMessage, next)
             }));
         }
-        if from == Reach::Memory && !self.is_in_memory(&chosen) {
+        if reach == Reach::Memory && !self.is_in_memory(&chosen) {
             return Ok(None);
         }
         Ok(Some(match self.copy_records(&chosen) {
@@ -165,12 +169,25 @@ impl Wanted {
         self.machine.index().bounds(self.queue).0
     }
 
-    /// Units that match and fit, with their queue offsets, and where the next scan begins.
-    fn scan(&self, from: u64, max: u64) -> Result<(Vec<(u64, IndexUnit)>, u64), StoreError> {
+    /// Units that match and fit, with their queue offsets, and where the next scan begins; `None`
+    /// when some are out of reach.
+    fn scan(
+        &self,
+        from: u64,
+        max: u64,
+        reach: Reach,
+    ) -> Result<Option<(Vec<(u64, IndexUnit)>, u64)>, StoreError> {
         let mut chosen: Vec<(u64, IndexUnit)> = Vec::new();
         let (mut next, mut bytes, mut step) = (from, 0, self.messages_max);
         while next < max && next - from < SCAN_UNITS_MAX {
-            let units = self.machine.index().read(self.queue, next, step)?;
+            let (index, queue) = (self.machine.index(), self.queue);
+            let units = match reach {
+                Reach::Memory => match self.kept.in_memory(index, queue, next, step)? {
+                    Some(units) => units,
+                    None => return Ok(None),
+                },
+                Reach::Anywhere => self.kept.anywhere(index, queue, next, step)?,
+            };
             if units.is_empty() {
                 break;
             }
@@ -180,7 +197,7 @@ impl Wanted {
                     let is_full = chosen.len() >= self.messages_max
                         || (!chosen.is_empty() && bytes + size > self.bytes_max);
                     if is_full {
-                        return Ok((chosen, next));
+                        return Ok(Some((chosen, next)));
                     }
                     bytes += size;
                     chosen.push((next, unit));
@@ -192,7 +209,7 @@ impl Wanted {
             }
             step = SCAN_STEP;
         }
-        Ok((chosen, next))
+        Ok(Some((chosen, next)))
     }
 
     fn is_in_memory(&self, chosen: &[(u64, IndexUnit)]) -> bool {
