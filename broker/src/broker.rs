@@ -12,14 +12,19 @@ use std::{
     sync::{Arc, OnceLock, atomic::AtomicUsize},
 };
 
-use tokio::{sync::Notify, time::Instant};
+use tokio::{
+    sync::{Notify, Semaphore},
+    time::Instant,
+};
 
 use crate::{
+    budget::{self, Account, Budget},
     clock::Clock,
     cold_read::ColdReads,
     config::BrokerConfig,
     disk_guard::DiskGuard,
     handler::{KeptUnits, LockTime},
+    host::memory_bytes,
     long_poll::LongPoll,
     machine::Machine,
     metrics::Metrics,
@@ -29,6 +34,10 @@ use crate::{
     session::Sessions,
     stats::Stats,
 };
+
+/// Searches for messages by key that run at a time, of all clients together. Each keeps a thread
+/// and the disk busy for up to half a second; those threads also serve retention and checkpoints.
+const SEARCHES_MAX: usize = 2;
 
 /// Shared by all handlers of one broker process.
 #[derive(Debug)]
@@ -58,6 +67,12 @@ pub struct Broker {
     started: Instant,
     /// Time in which orderly locks grow old.
     pub(crate) lock_time: LockTime,
+    /// The memory that clients may hold.
+    pub(crate) budget: Arc<Budget>,
+    /// The account of what other replicas forward.
+    pub(crate) forwarded: Arc<Account>,
+    /// Searches for messages by key that may run.
+    pub(crate) searches: Semaphore,
     /// Bytes of requests that wait for a leader; bounded in `server/dispatch.rs`.
     pub(crate) held_bytes: AtomicUsize,
     /// Reads that leave the workers.
@@ -87,7 +102,13 @@ impl Broker {
     /// A broker that is not part of its group yet: [`join`](Self::join) must follow before the
     /// remoting port opens.
     pub(crate) fn new(parts: BrokerParts) -> Arc<Self> {
+        let configured = parts.config.memory_budget_bytes;
+        let bytes = configured.unwrap_or_else(|| budget::default_bytes(memory_bytes()));
+        let budget = Budget::new(bytes, &parts.metrics);
         Arc::new(Self {
+            forwarded: budget.account(),
+            budget,
+            searches: Semaphore::new(SEARCHES_MAX),
             boot_timestamp_ms: parts.clock.now_ms(),
             started: Instant::now(),
             lock_time: LockTime::default(),

@@ -17,6 +17,7 @@ use tokio::{sync::watch, task::JoinError, time::sleep};
 
 use crate::{
     clock::{Clock, SystemClock},
+    config::memory,
     http::AdminOps,
     net::{Net, TcpNet},
 };
@@ -67,6 +68,9 @@ pub trait Simulation {
     /// The process has ended itself. Nothing that it does from now on may have an effect.
     fn end_process(&self, reason: &str);
 }
+
+/// What a simulated process may use.
+const SIMULATED_MEMORY_BYTES: u64 = 4 << 30;
 
 thread_local! {
     static SIMULATION: RefCell<Option<Rc<dyn Simulation>>> = const { RefCell::new(None) };
@@ -133,6 +137,12 @@ pub(crate) fn ordinary_thread() {
     if let Err(error) = setpriority_process(None, ORDINARY_NICE) {
         tracing::debug!(%error, "give a priority back");
     }
+}
+
+/// Memory that this process may use. Unit: bytes.
+pub(crate) fn memory_bytes() -> u64 {
+    // The same on whatever machine a simulation runs.
+    simulated(|_| SIMULATED_MEMORY_BYTES).unwrap_or_else(memory::of_this_machine)
 }
 
 /// A number nobody can guess. The keys of the standard library's hashes are random numbers of the

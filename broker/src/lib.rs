@@ -3,6 +3,7 @@
 //! `broker/README.md` is the architecture page: code map, flows, invariants, decisions.
 
 mod broker;
+mod budget;
 #[cfg(test)]
 mod cancellation;
 mod checkpoint;

@@ -9,9 +9,13 @@ use std::time::Duration;
 pub const ACCEPT_BACKLOG: u32 = 1024;
 
 /// Connections one listener serves at a time. Each holds a read buffer of
-/// [`READ_BUFFER_BYTES_MIN`] and two tasks: about 40 KB, so a full house costs some 400 MB.
+/// [`READ_BUFFER_BYTES_MIN`] and a task: about 20 KB, so a full house costs some 200 MB.
 /// Reached: the new connection is closed at once and counted.
 pub const CONNECTIONS_MAX: usize = 10_000;
+
+/// Shortest time between two log lines about refused connections: whoever connects in a loop must
+/// not fill the disk with them. A metric counts each.
+pub const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Longest wait for a TCP connection, name resolution included. Source: RocketMQ's
 /// `connectTimeoutMillis`, 3 s.
@@ -23,20 +27,39 @@ pub const CONNECTION_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 
 // --- frames ----------------------------------------------------------------------------------
 
-/// Room kept free in a connection's read buffer before each read. One read then takes in a burst
-/// of small requests; larger frames grow the buffer as their bytes arrive.
+/// Size of a connection's read buffer. One read then takes in a burst of small requests; larger
+/// frames grow the buffer, and are the last in it.
 pub const READ_BUFFER_BYTES_MIN: usize = 16 * 1024;
 
-/// Most that the read buffer grows ahead of the bytes that have come: a peer that announces a
-/// 16 MiB frame and sends nothing holds no more than this.
+/// Room that is left in a read buffer when another takes its place. Small requests that arrive one
+/// by one so fill at least three quarters of a buffer, which lives as long as their bodies.
+pub const READ_SPARE_BYTES_MIN: usize = READ_BUFFER_BYTES_MIN / 4;
+
+/// Most that the read buffer grows ahead of the bytes that have come, where no budget bounds it: a
+/// peer that announces a 16 MiB frame and sends nothing holds no more than this.
 pub const READ_AHEAD_BYTES_MAX: usize = 256 * 1024;
+
+/// Longest time from the first bytes of a frame to its last, while it is read at all. The largest,
+/// 16 MiB, then needs 4.5 Mbit/s; a client has given its send up long before, after 3 s.
+pub const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Capacity of a write buffer that is kept between writes; a larger one is given back after a
 /// burst, so that ten thousand idle connections hold little.
 pub const WRITE_BUFFER_BYTES_KEPT: usize = 256 * 1024;
 
+/// Capacity of a write buffer that is kept by a connection that has nothing to write.
+pub const WRITE_BUFFER_BYTES_IDLE: usize = 4 * 1024;
+
+/// How long a connection has nothing to write before it gives its buffers back. A consumer pulls
+/// again at once, and does not pay for a new buffer each time.
+pub const WRITE_BUFFER_IDLE_TIME: Duration = Duration::from_secs(1);
+
 /// A connection whose peer takes not one byte for this long is closed.
 pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Slowest peer that is written to, beside [`WRITE_STALL_TIMEOUT`]. Unit: bytes/s. A consumer gives
+/// a pull up after 30 s, and a full answer has 256 KiB: half of this rate is the least of any use.
+pub const WRITE_BYTES_PER_SECOND_MIN: usize = 16 * 1024;
 
 const _: () = assert!(READ_BUFFER_BYTES_MIN <= READ_AHEAD_BYTES_MAX);
 

@@ -5,7 +5,7 @@
 //! at the next wake of its queue or when its handler gives up.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -15,13 +15,12 @@ use std::{
 use raftmq_state::Appended;
 use tokio::sync::oneshot;
 
-/// Tag hashes a consumer wants; `None` = all messages.
+/// Tag hashes a consumer wants, sorted; `None` = all messages.
 pub type TagFilter = Option<Arc<[i64]>>;
 
 /// One parked pull.
 #[derive(Debug)]
 struct Parked {
-    id: u64,
     filter: TagFilter,
     wake: oneshot::Sender<()>,
 }
@@ -30,13 +29,15 @@ impl Parked {
     fn wants(&self, tags_code: i64) -> bool {
         self.filter
             .as_ref()
-            .is_none_or(|codes| codes.contains(&tags_code))
+            .is_none_or(|codes| codes.binary_search(&tags_code).is_ok())
     }
 }
 
 #[derive(Debug, Default)]
 struct Inner {
-    queues: HashMap<u32, Vec<Parked>>,
+    /// By queue, in the order in which they came. Leaving is cheap with any number beside it: all
+    /// that look again and park anew would otherwise be quadratic.
+    queues: HashMap<u32, BTreeMap<u64, Parked>>,
     next_id: u64,
     /// Nobody is to wait any more.
     closed: bool,
@@ -86,7 +87,7 @@ impl LongPoll {
             .queues
             .entry(queue)
             .or_default()
-            .push(Parked { id, filter, wake });
+            .insert(id, Parked { filter, wake });
         self.count.fetch_add(1, Ordering::SeqCst);
         Ticket {
             poll: Arc::clone(self),
@@ -128,13 +129,9 @@ impl LongPoll {
             let Some(parked) = inner.queues.get_mut(&unit.queue) else {
                 continue;
             };
-            let waiting = std::mem::take(parked);
-            let (wake, stay): (Vec<_>, Vec<_>) = waiting
-                .into_iter()
-                .partition(|pull| pull.wants(unit.tags_code));
-            *parked = stay;
-            self.count.fetch_sub(wake.len(), Ordering::SeqCst);
-            for pull in wake {
+            let woken = parked.extract_if(.., |_, pull| pull.wants(unit.tags_code));
+            for (_, pull) in woken {
+                self.count.fetch_sub(1, Ordering::SeqCst);
                 // The receiver may have given up at this very moment; then nobody waits.
                 let _ = pull.wake.send(());
             }
@@ -146,9 +143,7 @@ impl LongPoll {
         let Some(parked) = inner.queues.get_mut(&queue) else {
             return;
         };
-        let before = parked.len();
-        parked.retain(|pull| pull.id != id);
-        let left = before - parked.len();
+        let left = usize::from(parked.remove(&id).is_some());
         if parked.is_empty() {
             inner.queues.remove(&queue);
         }

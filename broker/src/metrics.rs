@@ -5,6 +5,7 @@
 //! counters) and start with `raftmq_`. No label takes a value that a client chooses.
 
 mod log;
+mod memory;
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use prometheus::{
 };
 
 pub use self::log::{LogMetrics, LogReading};
+pub use self::memory::MemoryMetrics;
 use crate::status::{RaftRole, RaftStatus};
 
 /// Start of every metric name.
@@ -59,6 +61,8 @@ pub struct Metrics {
     pub raft: RaftMetrics,
     /// The way from a request to the disk, and the log on it.
     pub log: LogMetrics,
+    /// The memory that clients hold.
+    pub memory: MemoryMetrics,
 }
 
 impl Metrics {
@@ -73,6 +77,7 @@ impl Metrics {
             connections: ConnectionMetrics::register(&registry),
             raft: RaftMetrics::register(&registry),
             log: LogMetrics::register(&registry),
+            memory: MemoryMetrics::register(&registry),
             scrape: Mutex::new(()),
             registry,
         }

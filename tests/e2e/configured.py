@@ -180,11 +180,11 @@ def free_ports(count):
 
 
 @contextlib.contextmanager
-def running_brokers(settings, prepare=None):
+def running_brokers(settings, prepare=None, count=3):
     """Brokers that are ready; stopped in any case. `prepare(brokers)` runs before the start, as a
     context that is left after the stop."""
     with e2e.temporary_folder() as folder:
-        brokers = Brokers(folder, settings)
+        brokers = Brokers(folder, settings, count)
         with prepare(brokers) if prepare else contextlib.nullcontext():
             try:
                 brokers.start()

@@ -110,6 +110,41 @@ fn read_mark(buffer: &[u8]) -> Result<Option<Mark>, FrameError> {
     }))
 }
 
+/// What the first bytes of a frame announce, checked against every limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// Length of the frame, its length field included. Unit: bytes.
+    pub frame_bytes: usize,
+    /// Length of its part before the body. Unit: bytes.
+    pub head_bytes: usize,
+}
+
+/// The frame that `buffer` begins with; `None` when fewer than eight bytes are there.
+///
+/// # Errors
+/// [`FrameError`], for all but the content of the header.
+pub fn announced(buffer: &[u8]) -> Result<Option<Announced>, FrameError> {
+    let mark = read_mark(buffer)?;
+    Ok(mark.map(|mark| Announced {
+        frame_bytes: mark.frame_bytes,
+        head_bytes: LENGTH_BYTES + MARK_BYTES + mark.header_bytes,
+    }))
+}
+
+/// The command that `buffer` begins with, without its body; `None` when more bytes are needed. For
+/// a reader that answers a frame it has no room for. Takes nothing off.
+///
+/// # Errors
+/// [`FrameError`]
+pub fn decode_head(buffer: &[u8]) -> Result<Option<RemotingCommand>, FrameError> {
+    let Some(mark) = read_mark(buffer)? else {
+        return Ok(None);
+    };
+    let header = buffer.get(LENGTH_BYTES + MARK_BYTES..);
+    let header = header.and_then(|rest| rest.get(..mark.header_bytes));
+    header.map(|header| decode_header(mark, header)).transpose()
+}
+
 /// Takes one command off the front of `buffer`; `Ok(None)` when more bytes are needed. Lengths are
 /// checked as soon as they are there, before anything of their size is buffered. The body shares
 /// the memory of `buffer`.
@@ -129,14 +164,18 @@ pub fn decode(buffer: &mut BytesMut) -> Result<Option<RemotingCommand>, FrameErr
 fn decode_whole(mark: Mark, mut frame: Bytes) -> Result<RemotingCommand, FrameError> {
     let body_start = LENGTH_BYTES + MARK_BYTES + mark.header_bytes;
     let header = &frame[LENGTH_BYTES + MARK_BYTES..body_start];
-    let mut command = match mark.serialize {
-        SerializeType::Json => header::decode_json(header)?,
-        SerializeType::RocketMq => header::decode_binary(header)?,
-    };
+    let mut command = decode_header(mark, header)?;
     if body_start < frame.len() {
         command.body = frame.split_off(body_start);
     }
     Ok(command)
+}
+
+fn decode_header(mark: Mark, header: &[u8]) -> Result<RemotingCommand, FrameError> {
+    Ok(match mark.serialize {
+        SerializeType::Json => header::decode_json(header)?,
+        SerializeType::RocketMq => header::decode_binary(header)?,
+    })
 }
 
 /// Appends the whole frame of `command` to `out`.

@@ -8,6 +8,7 @@ use super::peers::{self, is_host, is_host_port};
 use super::{
     ConfigError, GroupFormation, Properties, RaftConfig, Report, Surroundings, Warning, keys,
 };
+use crate::budget::{BUDGET_BYTES_MAX, BUDGET_BYTES_MIN};
 
 /// When a send is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -121,6 +122,9 @@ pub struct BrokerConfig {
     pub http_bind_address: IpAddr,
     /// `embeddedNamesrvPort` (own key): a name server inside this process.
     pub namesrv_port: Option<u16>,
+    /// `memoryBudgetBytes` (own key): memory that clients may hold together; default a quarter of
+    /// what the process may use. Unit: bytes.
+    pub memory_budget_bytes: Option<u64>,
     /// `raftPort` (own key): Raft listener of a group of one; default `listenPort` + 30000.
     pub raft_port: Option<u16>,
 }
@@ -265,6 +269,7 @@ impl BrokerConfig {
             http_port: 5_557,
             http_bind_address: IpAddr::V4(Ipv4Addr::UNSPECIFIED),
             namesrv_port: None,
+            memory_budget_bytes: None,
             raft_port: None,
         }
     }
@@ -359,6 +364,10 @@ impl BrokerConfig {
         report.check_range("maxTransferBytesOnMessageInMemory", pull, 1024..=15 << 20);
         let count = u64::from(self.max_transfer_count_on_message_in_memory);
         report.check_range("maxTransferCountOnMessageInMemory", count, 1..=16_384);
+        if let Some(bytes) = self.memory_budget_bytes {
+            let range = BUDGET_BYTES_MIN..=BUDGET_BYTES_MAX;
+            report.check_range("memoryBudgetBytes", bytes, range);
+        }
         let period = self.register_name_server_period_ms;
         report.check_range("registerNameServerPeriod", period, 1_000..=60_000);
         if !matches!(self.broker_permission, 2 | 4 | 6) {

@@ -184,6 +184,7 @@ pub(super) static BROKER: Table<BrokerConfig> = Table {
         row!("httpPort", http_port),
         row!("httpBindAddress", http_bind_address),
         row!("embeddedNamesrvPort", namesrv_port),
+        row!("memoryBudgetBytes", memory_budget_bytes),
     ],
     refused: &[
         Refused {

@@ -11,6 +11,7 @@ mod broker;
 mod field;
 pub(crate) mod fuzzing;
 mod keys;
+pub(crate) mod memory;
 mod namesrv;
 mod peers;
 mod properties;

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use raftmq_remoting::{
     ResponseCode,
     body::{self, ConsumeQueueData, QueryConsumeQueue},
-    limits::MESSAGE_BYTES_MAX,
+    limits::{MESSAGE_BYTES_MAX, PROPERTIES_BYTES_MAX},
     message::{
         MESSAGE_BYTES_MIN, MessageRecord, MessageView, patch_physical_offset, patch_queue_offset,
     },
@@ -113,9 +113,12 @@ pub(super) async fn find_record(
 }
 
 /// One message by its address.
-pub(super) fn view(broker: &Broker, request: &Request) -> Handled {
+pub(super) async fn view(broker: &Arc<Broker>, request: &Request) -> Handled {
     let offset = request.command.ext_fields.required_i64("offset")?;
-    let found = find(broker, offset)?.ok_or_else(|| {
+    // How long it is says the log only: room for the longest that is sent.
+    let bytes = broker.config.max_message_size as usize + PROPERTIES_BYTES_MAX;
+    request.room(broker, bytes).await?;
+    let found = find_old(broker, offset).await?.ok_or_else(|| {
         let remark = format!("can not find message by the offset, {offset}");
         Refusal::new(ResponseCode::SYSTEM_ERROR, remark)
     })?;

@@ -21,16 +21,28 @@ pub(crate) use lock::LockTime;
 pub(crate) use offset::update_one_way;
 pub(crate) use pull::KeptUnits;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
 
-use raftmq_remoting::{HeaderError, RemotingCommand, RequestCode, ResponseCode, body::BodyError};
+use raftmq_remoting::{
+    HeaderError, RemotingCommand, RequestCode, ResponseCode, body::BodyError,
+    frame::FRAME_BYTES_MAX,
+};
 use raftmq_state::{Command, Reply};
 use raftmq_store::StoreError;
 
-use crate::{broker::Broker, cold_read::ColdReadError, proposer::SubmitError, server::Connection};
+use crate::{
+    broker::Broker,
+    budget::{NoRoom, Permit},
+    cold_read::ColdReadError,
+    proposer::SubmitError,
+    server::Connection,
+};
 
 /// One request on its way through a handler.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Request {
     /// The request.
     pub command: RemotingCommand,
@@ -38,6 +50,56 @@ pub(crate) struct Request {
     pub peer: SocketAddr,
     /// Connection of the client; `None` when another replica forwarded the request.
     pub connection: Option<Arc<Connection>>,
+    /// Memory for the answer, until it is handed to the connection.
+    pub room: Room,
+}
+
+/// What a request holds for its answer.
+#[derive(Debug, Default)]
+pub(crate) struct Room(Mutex<Option<Permit>>);
+
+impl Room {
+    /// In place of what the request held before: it may be handled again.
+    fn put(&self, permit: Option<Permit>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = permit;
+    }
+}
+
+impl Request {
+    /// Waits until the client has read enough of what it was sent, and there is memory for an
+    /// answer of `bytes` bytes. To be asked before the answer is read from the log.
+    async fn room(&self, broker: &Broker, bytes: usize) -> Result<(), NoRoom> {
+        self.room.put(None);
+        let account = match &self.connection {
+            Some(connection) => &connection.account,
+            None => &broker.forwarded,
+        };
+        let room = account.room(bytes).await;
+        if matches!(room, Err(NoRoom::Busy)) {
+            broker.metrics.limit_reached("memory_budget");
+        }
+        self.room.put(Some(room?));
+        Ok(())
+    }
+
+    /// Whether nobody waits for the answer any more.
+    fn is_abandoned(&self) -> bool {
+        let connection = self.connection.as_ref();
+        connection.is_some_and(|connection| connection.is_closed())
+    }
+}
+
+/// Most bytes of answers whose size is known only when they are made; `None` for those that are
+/// small, or ask for room themselves.
+fn answer_bytes_max(code: RequestCode) -> Option<usize> {
+    match code {
+        RequestCode::GET_ALL_TOPIC_CONFIG
+        | RequestCode::GET_ALL_SUBSCRIPTIONGROUP_CONFIG
+        | RequestCode::GET_ALL_CONSUMER_OFFSET
+        | RequestCode::GET_ALL_DELAY_OFFSET
+        | RequestCode::GET_ALL_PRODUCER_INFO => Some(FRAME_BYTES_MAX),
+        _ => None,
+    }
 }
 
 /// A refusal: response code and remark.
@@ -87,6 +149,16 @@ impl Refusal {
     /// The response to `request`.
     pub(crate) fn response(self, request: &RemotingCommand) -> RemotingCommand {
         RemotingCommand::response_to(request, self.code).with_remark(self.remark)
+    }
+}
+
+impl From<NoRoom> for Refusal {
+    fn from(reason: NoRoom) -> Self {
+        let remark = match reason {
+            NoRoom::Busy => "[OVERLOAD]the broker has no memory for more requests",
+            NoRoom::Closed => "the connection is closed",
+        };
+        Self::new(ResponseCode::SYSTEM_BUSY, remark)
     }
 }
 
@@ -156,7 +228,14 @@ async fn away(
     request: &Request,
     handler: impl FnOnce(&Arc<Broker>, &Request) -> Handled + Send + 'static,
 ) -> Handled {
-    let (reader, request) = (Arc::clone(broker), request.clone());
+    let reader = Arc::clone(broker);
+    // What is held for the answer stays with the task of the request.
+    let request = Request {
+        command: request.command.clone(),
+        peer: request.peer,
+        connection: request.connection.clone(),
+        room: Room::default(),
+    };
     let handled = broker.cold_reads.run(move || handler(&reader, &request));
     handled.await?
 }
@@ -168,7 +247,13 @@ pub(crate) fn success(request: &Request) -> RemotingCommand {
 
 /// Handles a request on this node. Sends are handled by the dispatcher itself.
 pub(crate) async fn handle(broker: &Arc<Broker>, request: &Request) -> RemotingCommand {
-    let handled = route(broker, request).await;
+    let handled = match answer_bytes_max(RequestCode(request.command.code)) {
+        Some(bytes) => match request.room(broker, bytes).await {
+            Ok(()) => route(broker, request).await,
+            Err(reason) => Err(reason.into()),
+        },
+        None => route(broker, request).await,
+    };
     handled.unwrap_or_else(|refusal| refusal.response(&request.command))
 }
 
@@ -216,12 +301,7 @@ async fn route(broker: &Arc<Broker>, request: &Request) -> Handled {
         }
         RequestCode::INVOKE_BROKER_TO_RESET_OFFSET => reset::reset(broker, request).await,
         RequestCode::QUERY_MESSAGE => query::query(broker, request).await,
-        RequestCode::VIEW_MESSAGE_BY_ID => {
-            away(broker, request, |broker, request| {
-                message::view(broker, request)
-            })
-            .await
-        }
+        RequestCode::VIEW_MESSAGE_BY_ID => message::view(broker, request).await,
         RequestCode::QUERY_CONSUME_QUEUE => {
             away(broker, request, |broker, request| {
                 message::query_consume_queue(broker, request)

@@ -21,10 +21,16 @@ use raftmq_remoting::{
 use raftmq_state::CommitMode;
 use tokio::time::{Instant, sleep, timeout};
 
-use self::read::{Found, Status, read};
+use self::read::{Found, Status, look};
 pub(crate) use self::units::KeptUnits;
 use super::{Handled, Refusal, Request, client::find_or_create_group};
-use crate::{broker::Broker, long_poll::TagFilter, offset_commits::Commit};
+use crate::{
+    broker::Broker,
+    budget::{Holder, Shown},
+    long_poll::TagFilter,
+    offset_commits::Commit,
+    server::REQUEST_COST_BYTES,
+};
 
 /// Longest time a pull is parked. Clients ask for 15 to 20 s; a connection is dropped after 120 s.
 const SUSPEND_MAX: Duration = Duration::from_secs(60);
@@ -68,12 +74,12 @@ pub(super) async fn pull(broker: &Arc<Broker>, request: &Request) -> Handled {
         Err(refusal) => return ask_leader(broker, request, &pull).await.ok_or(refusal),
     };
     commit(broker, &pull);
-    let mut found = read(broker, &pull, &target).await?;
+    let mut found = look(broker, &pull, &target).await?;
     if found.may_wait(broker, &pull) && !pull.suspend.is_zero() {
         found = wait(broker, request, &pull, &target).await?;
     }
     if found.is_moved(&pull) && broker.serves_for_certain().await {
-        found = read(broker, &pull, &target).await?;
+        found = look(broker, &pull, &target).await?;
     } else if found.is_moved(&pull) {
         if let Some(response) = ask_leader(broker, request, &pull).await {
             return Ok(response);
@@ -81,6 +87,11 @@ pub(super) async fn pull(broker: &Arc<Broker>, request: &Request) -> Handled {
         sleep(NO_LEADER_PAUSE).await;
         found.status = Status::OffsetOverflowOne;
         found.next = u64::try_from(pull.offset).unwrap_or(0);
+    }
+    if !found.chosen.is_empty() {
+        // A client that does not read what it was sent makes nothing read from the log.
+        request.room(broker, found.bytes()).await?;
+        found.read(broker).await?;
     }
     broker
         .stats
@@ -283,18 +294,24 @@ fn commit(broker: &Broker, pull: &Pull<'_>) {
 }
 
 /// Counts a pull as parked until it is dropped.
-struct Parked<'a>(&'a Broker);
+struct Parked<'a> {
+    broker: &'a Broker,
+    _shown: Shown,
+}
 
 impl<'a> Parked<'a> {
     fn new(broker: &'a Broker) -> Self {
         broker.metrics.requests.parked_pulls.inc();
-        Self(broker)
+        Self {
+            broker,
+            _shown: broker.budget.show(Holder::Parked, REQUEST_COST_BYTES),
+        }
     }
 }
 
 impl Drop for Parked<'_> {
     fn drop(&mut self) {
-        self.0.metrics.requests.parked_pulls.dec();
+        self.broker.metrics.requests.parked_pulls.dec();
     }
 }
 
@@ -310,12 +327,9 @@ async fn wait(
     loop {
         // Parked before the read, so that a message between the two wakes it.
         let mut ticket = broker.long_poll.park(target.queue, target.filter.clone());
-        let found = read(broker, pull, target).await?;
+        let found = look(broker, pull, target).await?;
         let left = deadline.saturating_duration_since(Instant::now());
-        let is_gone = request
-            .connection
-            .as_ref()
-            .is_none_or(|client| client.is_closed());
+        let is_gone = request.connection.is_none() || request.is_abandoned();
         let stops = broker.long_poll.is_closed();
         if !found.may_wait(broker, pull) || left.is_zero() || is_gone || stops {
             return Ok(found);

@@ -4,7 +4,7 @@
 //! the messages in between are looked at, newest first, up to a limit. Recent messages, which is
 //! what people look for, are found at once; a search that runs into the limit says so in the log.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use raftmq_remoting::{
@@ -13,6 +13,7 @@ use raftmq_remoting::{
     properties::{PROPERTY_KEYS, PROPERTY_UNIQ_KEY},
 };
 use raftmq_store::StoreError;
+use tokio::time::timeout;
 
 use super::{Handled, Refusal, Request, offset::offset_at, success};
 use crate::{broker::Broker, host::blocking};
@@ -22,6 +23,9 @@ const SCAN_MESSAGES_MAX: usize = 300_000;
 /// Messages and bytes of one answer. Sources: RocketMQ's `defaultQueryMaxNum`, and a frame.
 const ANSWER_MESSAGES_MAX: usize = 64;
 const ANSWER_BYTES_MAX: usize = 8 << 20;
+/// How long a search waits for its turn. `mqadmin` waits 5 s for an answer, most of it for searches
+/// before this one.
+const TURN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Units read at a time.
 const STEP: u64 = 256;
 
@@ -59,9 +63,17 @@ pub(super) async fn query(broker: &Arc<Broker>, request: &Request) -> Handled {
             .unwrap_or(0)
             .min(ANSWER_MESSAGES_MAX),
     };
-    let reader = Arc::clone(broker);
+    request.room(broker, ANSWER_BYTES_MAX).await?;
+    let turn = timeout(TURN_TIMEOUT, broker.searches.acquire()).await;
+    let Ok(Ok(_turn)) = turn else {
+        broker.metrics.limit_reached("searches_max");
+        let remark = "[OVERLOAD]too many searches for messages by key";
+        return Err(Refusal::new(ResponseCode::SYSTEM_BUSY, remark));
+    };
+    let (reader, client) = (Arc::clone(broker), request.connection.clone());
+    let is_abandoned = move || client.as_ref().is_some_and(|client| client.is_closed());
     // Reads files for a while: not on a thread that serves connections.
-    let found = blocking(move || scan(&reader, &search)).await;
+    let found = blocking(move || scan(&reader, &search, is_abandoned)).await;
     let found = found.map_err(|error| {
         Refusal::new(
             ResponseCode::SYSTEM_ERROR,
@@ -84,7 +96,11 @@ pub(super) async fn query(broker: &Arc<Broker>, request: &Request) -> Handled {
         .with_body(found))
 }
 
-fn scan(broker: &Broker, search: &Search) -> Result<Bytes, StoreError> {
+fn scan(
+    broker: &Broker,
+    search: &Search,
+    is_abandoned: impl Fn() -> bool,
+) -> Result<Bytes, StoreError> {
     let queues: Vec<u32> = {
         let state = broker.machine.state();
         let topic = state.topic(&search.topic);
@@ -110,6 +126,9 @@ fn scan(broker: &Broker, search: &Search) -> Result<Bytes, StoreError> {
                     "query by key stops at its limit"
                 );
                 return Ok(found.freeze());
+            }
+            if is_abandoned() {
+                return Ok(Bytes::new());
             }
             let from = end.saturating_sub(STEP).max(begin);
             let units = broker

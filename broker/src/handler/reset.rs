@@ -42,7 +42,7 @@ pub(super) async fn reset(broker: &Arc<Broker>, request: &Request) -> Handled {
     let reset = Reset::parse(&request.command.ext_fields)?;
     // Commits that wait would undo the reset.
     broker.offset_commits.flush(broker).await;
-    let (reader, asked) = (Arc::clone(broker), request.clone());
+    let (reader, asked) = (Arc::clone(broker), request.command.ext_fields.clone());
     let targets = broker.cold_reads.run(move || targets(&reader, &asked));
     let commits = targets.await??;
     let offset_table = commits.iter().map(|commit| {
@@ -67,8 +67,8 @@ pub(super) async fn reset(broker: &Arc<Broker>, request: &Request) -> Handled {
 }
 
 /// Where the queues of a reset go; reads the log when it is to a time.
-fn targets(broker: &Broker, request: &Request) -> Result<Vec<OffsetCommit>, Refusal> {
-    let reset = Reset::parse(&request.command.ext_fields)?;
+fn targets(broker: &Broker, asked: &ExtFields) -> Result<Vec<OffsetCommit>, Refusal> {
+    let reset = Reset::parse(asked)?;
     let to = |queue: Queue| {
         Ok(OffsetCommit {
             group: reset.group.to_owned(),

@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -19,22 +19,51 @@ use tokio::{
     time::timeout,
 };
 
-use super::frame_io::{self, ConnectionError, FrameReader, FrameWriter};
-use crate::{limits::CONNECTION_IDLE_TIMEOUT, net::Stream};
+use super::{
+    frame_io::{self, ConnectionError, FrameWriter},
+    intake::{Intake, Received},
+};
+use crate::{
+    budget::{Account, Holder, NoRoom, Permit, UNSENT_BYTES_MAX},
+    handler::Refusal,
+    limits::{CONNECTION_IDLE_TIMEOUT, WRITE_BUFFER_BYTES_IDLE, WRITE_BUFFER_IDLE_TIME},
+    net::Stream,
+};
 
-/// Bytes of requests of one connection that may be unanswered. Beyond it, the connection is not
-/// read until some are answered: TCP then slows the client down.
-const IN_FLIGHT_BYTES_MAX: usize = 32 << 20;
+/// Bytes that one connection may hold, with its requests and their answers. Beyond it, it is not
+/// read until some are given back: TCP then slows the client down.
+const HELD_BYTES_MAX: usize = 64 << 20;
 /// Requests of one connection that may be unanswered.
 const IN_FLIGHT_REQUESTS_MAX: usize = 8192;
-/// Answer bytes that may wait to be written before the connection is not read any more.
-const OUT_BYTES_SOFT: usize = 8 << 20;
-/// Answer bytes at which a client that does not read is cut off.
-const OUT_BYTES_HARD: usize = 64 << 20;
-/// What an unanswered request holds besides its body: header and bookkeeping. Unit: bytes.
-const REQUEST_COST_BYTES: usize = 512;
+/// Answer bytes at which a client that does not read is cut off. Only what was not asked for gets
+/// there: the largest answer beside [`UNSENT_BYTES_MAX`] of others has 16 MiB.
+const OUT_BYTES_HARD: usize = 32 << 20;
+/// What a frame may hold besides its body: header and properties. Unit: bytes.
+const HEAD_BYTES: usize = 4 << 10;
 /// How long a client gets to close a connection whose every request is answered.
 const LINGER_TIMEOUT: Duration = Duration::from_millis(300);
+
+/// Frames that are to be written, and what they hold.
+#[derive(Debug)]
+struct Out {
+    frames: BytesMut,
+    permit: Permit,
+}
+
+impl Out {
+    fn new(account: &Arc<Account>) -> Self {
+        Self {
+            frames: BytesMut::new(),
+            permit: account.take(Holder::Answers, 0),
+        }
+    }
+
+    fn push(&mut self, command: &RemotingCommand) {
+        let before = self.frames.len();
+        frame::encode(command, &mut self.frames);
+        self.permit.grow(self.frames.len() - before);
+    }
+}
 
 /// A connected client. Owns the answer buffer and the table of requests sent to the client; each
 /// lock is taken for an append or a lookup only.
@@ -44,15 +73,13 @@ pub struct Connection {
     pub id: u64,
     /// Address of the client.
     pub peer: SocketAddr,
-    out: Mutex<BytesMut>,
+    /// What the client holds; it also says whether the connection is closed.
+    pub(crate) account: Arc<Account>,
+    out: Mutex<Out>,
     /// Something was put into `out`, or the connection is to close.
     wake_writer: Notify,
-    /// Requests were answered or answers written.
-    wake_reader: Notify,
-    closed: AtomicBool,
     /// Nothing more is read; the writer ends when everything is answered.
     finishing: AtomicBool,
-    in_flight_bytes: AtomicUsize,
     in_flight_requests: AtomicUsize,
     next_opaque: AtomicI32,
     calls: Mutex<HashMap<i32, oneshot::Sender<RemotingCommand>>>,
@@ -62,61 +89,73 @@ pub struct Connection {
 #[derive(Debug)]
 pub struct InFlight {
     connection: Arc<Connection>,
-    bytes: usize,
+    permit: Permit,
+}
+
+impl InFlight {
+    /// What the request holds is held for `holder` from now on.
+    pub(crate) fn becomes(&mut self, holder: Holder) {
+        self.permit.becomes(holder);
+    }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.connection
-            .in_flight_bytes
-            .fetch_sub(self.bytes, Ordering::Relaxed);
-        self.connection
-            .in_flight_requests
-            .fetch_sub(1, Ordering::Relaxed);
-        self.connection.wake_reader.notify_one();
-        if self.connection.finishing.load(Ordering::SeqCst) {
-            self.connection.wake_writer.notify_one();
+        let connection = &self.connection;
+        connection.in_flight_requests.fetch_sub(1, Ordering::SeqCst);
+        // Tells whoever waits for the account.
+        self.permit.clear();
+        if connection.finishing.load(Ordering::SeqCst) {
+            connection.wake_writer.notify_one();
         }
     }
 }
 
 impl Connection {
-    fn new(id: u64, peer: SocketAddr) -> Self {
+    fn new(id: u64, peer: SocketAddr, account: Arc<Account>) -> Self {
         Self {
             id,
             peer,
-            out: Mutex::default(),
+            out: Mutex::new(Out::new(&account)),
+            account,
             wake_writer: Notify::new(),
-            wake_reader: Notify::new(),
-            closed: AtomicBool::new(false),
             finishing: AtomicBool::new(false),
-            in_flight_bytes: AtomicUsize::new(0),
             in_flight_requests: AtomicUsize::new(0),
             next_opaque: AtomicI32::new(0),
             calls: Mutex::default(),
         }
     }
 
+    fn out(&self) -> MutexGuard<'_, Out> {
+        self.out.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Queues `command` to be written. Never waits; a client that does not read is cut off.
     pub fn send(&self, command: &RemotingCommand) {
+        if self.is_closed() {
+            return;
+        }
         let waiting = {
-            let mut out = self.out.lock().unwrap_or_else(PoisonError::into_inner);
-            frame::encode(command, &mut out);
-            out.len()
+            let mut out = self.out();
+            out.push(command);
+            out.frames.len()
         };
         if waiting > OUT_BYTES_HARD {
-            tracing::warn!(peer = %self.peer, waiting, "close connection: client does not read");
+            tracing::debug!(peer = %self.peer, waiting, "close connection: client does not read");
             self.close();
         }
         self.wake_writer.notify_one();
     }
 
-    /// Sends a request to the client and waits for its answer, at most `limit`.
+    /// Sends a request to the client and waits for its answer, at most `limit`. `None` at once when
+    /// there is no memory for it: nobody waits for what a client does not read.
     pub async fn call(
         &self,
         mut command: RemotingCommand,
         limit: Duration,
     ) -> Option<RemotingCommand> {
+        let bytes = command.body.len() + HEAD_BYTES;
+        let room = self.account.try_take(Holder::Answers, bytes)?;
         let opaque = self.next_opaque.fetch_add(1, Ordering::Relaxed);
         command.opaque = opaque;
         let (sender, receiver) = oneshot::channel();
@@ -125,6 +164,7 @@ impl Connection {
             .unwrap_or_else(PoisonError::into_inner)
             .insert(opaque, sender);
         self.send(&command);
+        drop(room);
         let answer = timeout(limit, receiver).await;
         self.calls
             .lock()
@@ -135,24 +175,22 @@ impl Connection {
 
     /// Closes the connection; what waits to be written is dropped.
     pub fn close(&self) {
-        self.closed.store(true, Ordering::SeqCst);
+        self.account.close();
         self.wake_writer.notify_one();
-        self.wake_reader.notify_one();
     }
 
     /// Whether the connection is closed or about to be.
     #[must_use]
     pub fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::SeqCst)
+        self.account.is_closed()
     }
 
-    /// Counts a request of `bytes` bytes as unanswered.
-    pub(crate) fn begin(self: &Arc<Self>, bytes: usize) -> InFlight {
-        self.in_flight_bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.in_flight_requests.fetch_add(1, Ordering::Relaxed);
+    /// Counts a request as unanswered.
+    fn begin(self: &Arc<Self>, permit: Permit) -> InFlight {
+        self.in_flight_requests.fetch_add(1, Ordering::SeqCst);
         InFlight {
             connection: Arc::clone(self),
-            bytes,
+            permit,
         }
     }
 
@@ -166,22 +204,14 @@ impl Connection {
     fn is_finished(&self) -> bool {
         self.finishing.load(Ordering::SeqCst)
             && self.in_flight_requests.load(Ordering::SeqCst) == 0
-            && self
-                .out
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .is_empty()
+            && self.out().frames.is_empty()
     }
 
-    fn must_wait(&self) -> bool {
-        self.in_flight_bytes.load(Ordering::Relaxed) > IN_FLIGHT_BYTES_MAX
-            || self.in_flight_requests.load(Ordering::Relaxed) > IN_FLIGHT_REQUESTS_MAX
-            || self
-                .out
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .len()
-                > OUT_BYTES_SOFT
+    /// Whether the client may be read: it takes what it is sent, and holds not too much.
+    fn may_read(&self) -> bool {
+        self.account.held_bytes() <= HELD_BYTES_MAX
+            && self.account.unsent_bytes() <= UNSENT_BYTES_MAX
+            && self.in_flight_requests.load(Ordering::SeqCst) <= IN_FLIGHT_REQUESTS_MAX
     }
 
     fn complete(&self, response: RemotingCommand) {
@@ -198,20 +228,26 @@ impl Connection {
 }
 
 /// Serves one connection until it closes, or until `stopping` turns true and what was read by then
-/// is answered. `dispatch` must not block; it gets every request.
+/// is answered. `dispatch` must not block; it gets every request that there is memory for.
 pub(crate) async fn serve(
-    id: u64,
-    peer: SocketAddr,
-    stream: Stream,
+    accepted: Accepted,
     mut stopping: watch::Receiver<bool>,
     dispatch: impl FnMut(&Arc<Connection>, RemotingCommand, InFlight),
+    refused: impl Fn(),
 ) {
-    let connection = Arc::new(Connection::new(id, peer));
-    let (mut reader, writer) = frame_io::open(stream, CONNECTION_IDLE_TIMEOUT);
+    let Accepted {
+        id,
+        peer,
+        stream,
+        account,
+    } = accepted;
+    let connection = Arc::new(Connection::new(id, peer, Arc::clone(&account)));
+    let (reader, writer) = frame_io::open(stream, CONNECTION_IDLE_TIMEOUT);
+    let mut intake = Intake::new(reader, account);
     let mut write = pin!(write(&connection, writer));
     let ended = tokio::select! {
         biased;
-        result = read(&connection, &mut reader, dispatch) => Some(result),
+        result = read(&connection, &mut intake, dispatch, refused) => Some(result),
         result = &mut write => Some(result),
         // A sender that is gone means the same as a stop.
         _ = stopping.wait_for(|stop| *stop) => None,
@@ -221,34 +257,56 @@ pub(crate) async fn serve(
         None => {
             connection.finish();
             let result = write.await;
-            reader.discard(LINGER_TIMEOUT).await;
+            intake.discard(LINGER_TIMEOUT).await;
             result
         }
     };
-    connection.closed.store(true, Ordering::SeqCst);
+    connection.close();
     if let Err(error) = result {
         tracing::debug!(%peer, %error, "client connection ends");
     }
 }
 
+/// A connection that is to be served.
+pub(crate) struct Accepted {
+    /// Number of this connection in this process.
+    pub(crate) id: u64,
+    /// Address of the client.
+    pub(crate) peer: SocketAddr,
+    /// The connected stream.
+    pub(crate) stream: Stream,
+    /// What the client holds.
+    pub(crate) account: Arc<Account>,
+}
+
 async fn read(
     connection: &Arc<Connection>,
-    reader: &mut FrameReader,
+    intake: &mut Intake,
     mut dispatch: impl FnMut(&Arc<Connection>, RemotingCommand, InFlight),
+    refused: impl Fn(),
 ) -> Result<(), ConnectionError> {
     // Parked pulls are answered within the idle time, so a silent connection is a dead one.
-    while let Some(command) = reader.next().await? {
-        if command.is_response() {
-            connection.complete(command);
-            continue;
-        }
-        let in_flight = connection.begin(command.body.len() + REQUEST_COST_BYTES);
-        dispatch(connection, command, in_flight);
-        while connection.must_wait() {
-            connection.wake_reader.notified().await;
-            if connection.is_closed() {
-                return Ok(());
+    while let Some(received) = intake.next().await? {
+        match received {
+            Received::Taken(command, _) if command.is_response() => connection.complete(command),
+            Received::Taken(command, permit) => {
+                let in_flight = connection.begin(permit);
+                dispatch(connection, command, in_flight);
             }
+            Received::Refused(command) => {
+                refused();
+                if !command.is_response() && !command.is_oneway() {
+                    connection.send(&Refusal::from(NoRoom::Busy).response(&command));
+                }
+            }
+        }
+        if connection
+            .account
+            .until(|| connection.may_read())
+            .await
+            .is_err()
+        {
+            return Ok(());
         }
     }
     Ok(())
@@ -258,24 +316,39 @@ async fn write(
     connection: &Arc<Connection>,
     mut writer: FrameWriter,
 ) -> Result<(), ConnectionError> {
-    let mut batch = BytesMut::new();
+    let mut batch = Out::new(&connection.account);
     while !connection.is_closed() {
-        std::mem::swap(
-            &mut *connection
-                .out
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-            &mut batch,
-        );
-        if batch.is_empty() {
+        std::mem::swap(&mut *connection.out(), &mut batch);
+        if batch.frames.is_empty() {
             if connection.is_finished() {
                 return Ok(writer.finish().await?);
             }
-            connection.wake_writer.notified().await;
+            idle(connection, &mut batch).await;
             continue;
         }
-        writer.write(&mut batch).await?;
-        connection.wake_reader.notify_one();
+        writer.write(&mut batch.frames).await?;
+        batch.permit.clear();
     }
     Ok(())
 }
+
+/// Waits until there may be something to write; gives large buffers back if that takes a while.
+async fn idle(connection: &Connection, batch: &mut Out) {
+    let woken = connection.wake_writer.notified();
+    let is_small = |out: &Out| out.frames.capacity() <= WRITE_BUFFER_BYTES_IDLE;
+    if is_small(batch) && is_small(&connection.out()) {
+        return woken.await;
+    }
+    if timeout(WRITE_BUFFER_IDLE_TIME, woken).await.is_ok() {
+        return;
+    }
+    batch.frames = BytesMut::new();
+    let mut out = connection.out();
+    if out.frames.is_empty() {
+        out.frames = BytesMut::new();
+    }
+}
+
+#[cfg(test)]
+#[path = "connection_test.rs"]
+mod tests;

@@ -17,10 +17,11 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::{Connection, InFlight};
+use super::{Connection, InFlight, REQUEST_COST_BYTES};
 use crate::{
     broker::Broker,
-    handler::{self, Refusal, Request, send},
+    budget::{Holder, NoRoom, Shown},
+    handler::{self, Refusal, Request, Room, send},
     proposer::SubmitError,
     raft::{ForwardError, ForwardHandler, ForwardOutcome},
 };
@@ -70,6 +71,7 @@ fn spawn(
             peer: connection.peer,
             connection: Some(Arc::clone(&connection)),
             command,
+            room: Room::default(),
         };
         if let Some(response) = handle(&broker, &request).await {
             respond(&broker, &connection, &request.command, &response);
@@ -97,7 +99,7 @@ fn start_send(
     broker: &Arc<Broker>,
     connection: &Arc<Connection>,
     command: RemotingCommand,
-    in_flight: InFlight,
+    mut in_flight: InFlight,
 ) {
     let started = Instant::now();
     let prepared = match send::prepare(broker, &command, connection.peer) {
@@ -118,6 +120,7 @@ fn start_send(
     } = prepared;
     let (broker_done, connection) = (Arc::clone(broker), Arc::clone(connection));
     let runtime = tokio::runtime::Handle::current();
+    in_flight.becomes(Holder::Proposer);
     broker.proposer().submit(proposal, move |outcome| {
         let broker = broker_done;
         match send::answer(&broker, &command, &answer, outcome) {
@@ -127,6 +130,7 @@ fn start_send(
             }
             Err(send::Moved) => {
                 let _guard = runtime.enter();
+                in_flight.becomes(Holder::Received);
                 spawn(&broker, &connection, command, in_flight);
                 return;
             }
@@ -322,6 +326,7 @@ async fn wait_for_leader(broker: &Broker, deadline: Instant) -> bool {
 struct Hold<'a> {
     broker: &'a Broker,
     bytes: usize,
+    _shown: Shown,
     /// How the wait ended, as a label of `holds_total`.
     result: &'static str,
 }
@@ -340,6 +345,7 @@ impl<'a> Hold<'a> {
         Some(Self {
             broker,
             bytes,
+            _shown: broker.budget.show(Holder::Held, bytes),
             result: "served",
         })
     }
@@ -379,10 +385,18 @@ impl ForwardHandler for ForwardedRequests {
             if !broker.is_serving() {
                 return ForwardOutcome::NotLeader;
             }
+            let bytes = REQUEST_COST_BYTES + 2 * command.body.len();
+            let taken = broker.forwarded.wait_to_take(Holder::Received, bytes).await;
+            let Ok(_permit) = taken else {
+                broker.metrics.limit_reached("memory_budget");
+                let busy = Refusal::from(NoRoom::Busy).response(&command);
+                return ForwardOutcome::Handled((!command.is_oneway()).then(|| Box::new(busy)));
+            };
             let request = Request {
                 command,
                 peer,
                 connection: None,
+                room: Room::default(),
             };
             match serve(&broker, &request).await {
                 Some(_) if request.command.is_oneway() => ForwardOutcome::Handled(None),

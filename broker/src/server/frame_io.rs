@@ -11,15 +11,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use raftmq_remoting::RemotingCommand;
-use raftmq_remoting::frame::{self, FrameError};
+use raftmq_remoting::frame::{self, Announced, FrameError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep};
 
 use crate::limits::{
-    READ_AHEAD_BYTES_MAX, READ_BUFFER_BYTES_MIN, WRITE_BUFFER_BYTES_KEPT, WRITE_STALL_TIMEOUT,
+    FRAME_TIMEOUT, READ_AHEAD_BYTES_MAX, READ_BUFFER_BYTES_MIN, READ_SPARE_BYTES_MIN,
+    REFUSAL_LOG_INTERVAL, WRITE_BUFFER_BYTES_KEPT, WRITE_BYTES_PER_SECOND_MIN, WRITE_STALL_TIMEOUT,
 };
 #[cfg(test)]
 use crate::net::Net;
@@ -31,6 +32,12 @@ pub(crate) enum ConnectionError {
     /// Nothing came for the idle time.
     #[error("idle for {} s", .0.as_secs())]
     Idle(Duration),
+    /// A frame has begun and does not end.
+    #[error("a frame has not come within {} s", .0.as_secs())]
+    Slow(Duration),
+    /// There is no memory for a frame, and not even for its header to answer it.
+    #[error("no memory for a frame")]
+    NoRoom,
     /// The peer sends something that is no frame, or a frame above the limit.
     #[error(transparent)]
     Frame(#[from] FrameError),
@@ -56,10 +63,15 @@ pub(crate) fn open(stream: Stream, idle_timeout: Duration) -> (FrameReader, Fram
 pub(crate) struct FrameReader {
     stream: ReadHalf<Stream>,
     buffer: BytesMut,
+    /// The buffer was made for a large frame.
+    is_large: bool,
     idle_timeout: Duration,
-    /// Set anew only when it fires, not at each read.
-    idle: Pin<Box<Sleep>>,
+    /// Fires no later than the connection is too old or its frame is. Set anew only when it fires
+    /// or when it would be too late for a frame, not at each read.
+    alarm: Pin<Box<Sleep>>,
     last_read: Instant,
+    /// Since when the frame that the buffer begins with is waited for.
+    begun: Option<Instant>,
 }
 
 impl fmt::Debug for FrameReader {
@@ -77,33 +89,94 @@ impl FrameReader {
         Self {
             stream,
             buffer: BytesMut::new(),
+            is_large: false,
             idle_timeout,
-            idle: Box::pin(tokio::time::sleep(idle_timeout)),
+            alarm: Box::pin(tokio::time::sleep(idle_timeout)),
             last_read: Instant::now(),
+            begun: None,
         }
     }
 
     /// The next frame; `None` when the peer closed the connection between frames. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Result<Option<RemotingCommand>, ConnectionError> {
         loop {
-            if let Some(command) = frame::decode(&mut self.buffer)? {
+            if let Some(command) = self.decode()? {
                 return Ok(Some(command));
             }
-            if self.fill().await? == 0 {
-                return if self.buffer.is_empty() {
-                    Ok(None)
-                } else {
-                    Err(ConnectionError::Io(io::ErrorKind::UnexpectedEof.into()))
-                };
+            let missing = self.missing_bytes()?;
+            if !self.more(missing.min(READ_AHEAD_BYTES_MAX)).await? {
+                return Ok(None);
             }
         }
+    }
+
+    /// What is known of the frame that comes next.
+    pub(super) fn announced(&self) -> Result<Option<Announced>, FrameError> {
+        frame::announced(&self.buffer)
+    }
+
+    /// Bytes that are there.
+    pub(super) fn buffered_bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// The next frame, if it is there.
+    pub(super) fn decode(&mut self) -> Result<Option<RemotingCommand>, FrameError> {
+        let command = frame::decode(&mut self.buffer)?;
+        if command.is_some() {
+            self.begun = None;
+        }
+        Ok(command)
+    }
+
+    /// The next frame without its body, if that much is there. It stays in the buffer.
+    pub(super) fn decode_head(&self) -> Result<Option<RemotingCommand>, FrameError> {
+        frame::decode_head(&self.buffer)
+    }
+
+    /// Throws at most `bytes` bytes away; how many.
+    pub(super) fn skip(&mut self, bytes: usize) -> usize {
+        let skipped = bytes.min(self.buffer.len());
+        self.buffer.advance(skipped);
+        skipped
+    }
+
+    /// The frame that was skipped has ended.
+    pub(super) fn end_frame(&mut self) {
+        self.begun = None;
+    }
+
+    /// The time for the frame begins now: until now it was not read.
+    pub(super) fn begin_frame(&mut self) {
+        let begun = Instant::now();
+        self.begun = Some(begun);
+        if self.alarm.deadline() > begun + FRAME_TIMEOUT {
+            self.alarm.as_mut().reset(begun + FRAME_TIMEOUT);
+        }
+    }
+
+    fn missing_bytes(&self) -> Result<usize, FrameError> {
+        let bytes = frame::frame_bytes(&self.buffer)?.unwrap_or(0);
+        Ok(bytes.saturating_sub(self.buffer.len()))
+    }
+
+    /// Reads once, with room for `wanted` bytes at least; false when the peer closed the connection
+    /// between frames. Cancel-safe.
+    pub(super) async fn more(&mut self, wanted: usize) -> Result<bool, ConnectionError> {
+        if self.fill(wanted).await? > 0 {
+            return Ok(true);
+        }
+        if self.buffer.is_empty() && self.begun.is_none() {
+            return Ok(false);
+        }
+        Err(ConnectionError::Io(io::ErrorKind::UnexpectedEof.into()))
     }
 
     /// Throws away what still comes until the peer closes too, at most for `limit`. Closing with
     /// unread bytes would reset the connection, and the peer might lose what it has not read yet.
     pub(crate) async fn discard(&mut self, limit: Duration) {
         let discard = async {
-            while self.fill().await.is_ok_and(|read| read > 0) {
+            while self.fill(0).await.is_ok_and(|read| read > 0) {
                 self.buffer.clear();
             }
         };
@@ -111,41 +184,60 @@ impl FrameReader {
         let _ = tokio::time::timeout(limit, discard).await;
     }
 
+    /// Makes room for a read of a frame of which `wanted` bytes are missing.
+    fn reserve(&mut self, wanted: usize) {
+        if self.is_large && self.buffer.is_empty() {
+            // What was large goes with its frame.
+            self.buffer = BytesMut::new();
+            self.is_large = false;
+        }
+        let spare = self.buffer.capacity() - self.buffer.len();
+        if spare < wanted.max(READ_SPARE_BYTES_MIN) {
+            self.is_large |= wanted > READ_BUFFER_BYTES_MIN;
+            self.buffer.reserve(wanted.max(READ_BUFFER_BYTES_MIN));
+        }
+    }
+
     /// Reads once; 0 at the end of the stream.
-    async fn fill(&mut self) -> Result<usize, ConnectionError> {
-        self.buffer.reserve(room_for(&self.buffer));
+    async fn fill(&mut self, wanted: usize) -> Result<usize, ConnectionError> {
+        if self.begun.is_none() && !self.buffer.is_empty() {
+            self.begin_frame();
+        }
+        self.reserve(wanted);
         loop {
             tokio::select! {
                 biased;
                 read = self.stream.read_buf(&mut self.buffer) => {
+                    let read = read?;
                     self.last_read = Instant::now();
-                    return Ok(read?);
+                    self.check_frame()?;
+                    return Ok(read);
                 }
-                () = &mut self.idle => {
-                    let deadline = self.last_read + self.idle_timeout;
-                    if deadline <= Instant::now() {
+                () = &mut self.alarm => {
+                    self.check_frame()?;
+                    let idle = self.last_read + self.idle_timeout;
+                    if idle <= Instant::now() {
                         return Err(ConnectionError::Idle(self.idle_timeout));
                     }
-                    self.idle.as_mut().reset(deadline);
+                    let frame = self.begun.map(|begun| begun + FRAME_TIMEOUT);
+                    self.alarm.as_mut().reset(frame.map_or(idle, |frame| frame.min(idle)));
                 }
             }
         }
     }
-}
 
-/// Bytes to reserve: enough to finish the frame that has begun, within the read-ahead limit.
-fn room_for(buffer: &BytesMut) -> usize {
-    let announced = buffer
-        .first_chunk()
-        .map_or(0, |length| u32::from_be_bytes(*length) as usize);
-    let missing = announced
-        .saturating_add(size_of::<u32>())
-        .saturating_sub(buffer.len());
-    missing.clamp(READ_BUFFER_BYTES_MIN, READ_AHEAD_BYTES_MAX)
+    /// A peer that sends a byte now and then must not keep a frame open for ever.
+    fn check_frame(&self) -> Result<(), ConnectionError> {
+        let is_late = |begun: Instant| begun.elapsed() >= FRAME_TIMEOUT;
+        match self.begun.is_some_and(is_late) {
+            true => Err(ConnectionError::Slow(FRAME_TIMEOUT)),
+            false => Ok(()),
+        }
+    }
 }
 
 /// Writes frames to a connection. A peer that takes not one byte for [`WRITE_STALL_TIMEOUT`] is
-/// an error.
+/// an error, and so is one that takes less than [`WRITE_BYTES_PER_SECOND_MIN`] beside it.
 pub(crate) struct FrameWriter {
     half: WriteHalf<Stream>,
     stall_timeout: Duration,
@@ -169,8 +261,11 @@ impl FrameWriter {
     /// Not cancel-safe.
     pub(crate) async fn write(&mut self, frames: &mut BytesMut) -> io::Result<()> {
         let mut written = 0;
+        let least_seconds = (frames.len() / WRITE_BYTES_PER_SECOND_MIN) as u64;
+        let end = Instant::now() + self.stall_timeout + Duration::from_secs(least_seconds);
         while let Some(rest) = frames.get(written..).filter(|rest| !rest.is_empty()) {
-            match tokio::time::timeout(self.stall_timeout, self.half.write(rest)).await {
+            let stalled = end.min(Instant::now() + self.stall_timeout);
+            match tokio::time::timeout_at(stalled, self.half.write(rest)).await {
                 Ok(Ok(0)) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(Ok(count)) => written += count,
                 Ok(Err(error)) => return Err(error),
@@ -273,6 +368,7 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let slots = Arc::new(Semaphore::new(connections_max));
+    let mut refusals = Refusals::default();
     let mut tasks = tokio::task::JoinSet::new();
     tokio::pin!(stop);
     loop {
@@ -287,7 +383,10 @@ where
             accepted = listener.accept() => {
                 let accepted = accepted?;
                 let Ok(slot) = Arc::clone(&slots).try_acquire_owned() else {
-                    tracing::warn!(peer = %accepted.peer, connections_max, "connection refused: too many");
+                    if let Some(count) = refusals.count(Instant::now()) {
+                        let peer = accepted.peer;
+                        tracing::warn!(%peer, count, connections_max, "connections refused: too many");
+                    }
                     refused();
                     continue;
                 };
@@ -303,6 +402,26 @@ where
     drop(listener);
     while tasks.join_next().await.is_some() {}
     Ok(())
+}
+
+/// Which refused connections are logged: the first, then one in [`REFUSAL_LOG_INTERVAL`].
+#[derive(Debug, Default)]
+struct Refusals {
+    not_logged: u64,
+    logged: Option<Instant>,
+}
+
+impl Refusals {
+    /// Counts one; how many a line about it has to tell of, if there is to be one.
+    fn count(&mut self, now: Instant) -> Option<u64> {
+        self.not_logged += 1;
+        let is_due = |logged: Instant| now.duration_since(logged) >= REFUSAL_LOG_INTERVAL;
+        if !self.logged.is_none_or(is_due) {
+            return None;
+        }
+        self.logged = Some(now);
+        Some(std::mem::take(&mut self.not_logged))
+    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Tests of frames over a stream.
 
-use bytes::{BufMut, Bytes};
+use bytes::Bytes;
 use raftmq_remoting::{RequestCode, ResponseCode};
 
 use super::*;
@@ -137,10 +137,106 @@ async fn a_client_takes_the_response_to_its_own_request() {
     server.await.unwrap();
 }
 
+#[tokio::test]
+async fn an_announced_frame_reserves_no_more_than_the_read_ahead() {
+    let (mut near, far) = ends(1000);
+    let (mut reader, _writer) = open(far, LONG);
+    near.write_all(&(15_u32 << 20).to_be_bytes()).await.unwrap();
+    let mut next = Box::pin(reader.next());
+    assert!(futures::poll!(&mut next).is_pending());
+    drop(next);
+    assert!(reader.buffer.capacity() <= READ_AHEAD_BYTES_MAX + READ_BUFFER_BYTES_MIN);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frame_that_trickles_in_has_a_deadline() {
+    let (mut near, far) = ends(1000);
+    let (mut reader, _writer) = open(far, Duration::from_secs(120));
+    // Whole frames, far apart: each has its own time.
+    for opaque in 0..3 {
+        let mut frame = BytesMut::new();
+        frame::encode(&request(opaque, body(10)), &mut frame);
+        near.write_all(&frame).await.unwrap();
+        assert_eq!(reader.next().await.unwrap().unwrap().opaque, opaque);
+        tokio::time::sleep(FRAME_TIMEOUT).await;
+    }
+    let begin = Instant::now();
+    let trickle = async {
+        near.write_all(&(1_u32 << 20).to_be_bytes()).await.unwrap();
+        while near.write_all(&[0]).await.is_ok() {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let read = async {
+        let read = reader.next().await;
+        drop(reader);
+        read
+    };
+    let (read, ()) = tokio::join!(read, async {
+        let _ = tokio::time::timeout(2 * FRAME_TIMEOUT, trickle).await;
+    });
+    assert!(matches!(read, Err(ConnectionError::Slow(_))), "{read:?}");
+    assert!(begin.elapsed() >= FRAME_TIMEOUT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frame_that_stops_coming_is_not_waited_for_as_long_as_a_silent_connection() {
+    let (mut near, far) = ends(1000);
+    let (mut reader, _writer) = open(far, Duration::from_secs(120));
+    let begin = Instant::now();
+    near.write_all(&[0, 0]).await.unwrap();
+    assert!(matches!(reader.next().await, Err(ConnectionError::Slow(_))));
+    assert!(begin.elapsed() < FRAME_TIMEOUT + Duration::from_secs(1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_takes_a_byte_now_and_then_is_an_error() {
+    let (near, mut far) = ends(1000);
+    let (_reader, mut writer) = open(near, LONG);
+    let begin = Instant::now();
+    let take = async {
+        loop {
+            let mut byte = [0];
+            if far.read_exact(&mut byte).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_secs(30)).await;
+        }
+    };
+    let sent = request(1, body(100_000));
+    tokio::select! {
+        biased;
+        sent = writer.send(&sent) => {
+            assert_eq!(sent.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        }
+        () = take => panic!("the writer ends first"),
+    }
+    assert!(begin.elapsed() < 2 * WRITE_STALL_TIMEOUT);
+}
+
+#[tokio::test]
+async fn a_large_frame_takes_its_memory_with_it() {
+    let (near, far) = ends(1 << 20);
+    let (_reader, mut writer) = open(near, LONG);
+    let (mut reader, _writer) = open(far, LONG);
+    for (opaque, size) in [(1, 200 << 10), (2, 10)] {
+        writer.send(&request(opaque, body(size))).await.unwrap();
+        assert_eq!(reader.next().await.unwrap().unwrap().opaque, opaque);
+    }
+    let mut next = Box::pin(reader.next());
+    assert!(futures::poll!(&mut next).is_pending());
+    drop(next);
+    assert!(reader.buffer.capacity() <= READ_BUFFER_BYTES_MIN);
+}
+
 #[test]
-fn an_announced_frame_reserves_no_more_than_the_read_ahead() {
-    let mut buffer = BytesMut::new();
-    assert_eq!(room_for(&buffer), READ_BUFFER_BYTES_MIN);
-    buffer.put_u32(16 << 20);
-    assert_eq!(room_for(&buffer), READ_AHEAD_BYTES_MAX);
+fn refused_connections_are_logged_now_and_then() {
+    let begin = Instant::now();
+    let mut refusals = Refusals::default();
+    let lines: Vec<u64> = (0..20_000_u64)
+        .filter_map(|at| refusals.count(begin + Duration::from_millis(at)))
+        .collect();
+    // The first one at once, then what came in the meantime.
+    assert_eq!(lines, [1, 10_000]);
+    assert_eq!(refusals.not_logged, 9_999);
 }

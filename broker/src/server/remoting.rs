@@ -40,7 +40,14 @@ pub(crate) async fn serve(
         async move {
             let Accepted { stream, peer } = accepted;
             let dispatch = dispatch::dispatcher(Arc::clone(&broker));
-            connection::serve(id, peer, stream, stopping, dispatch).await;
+            let accepted = connection::Accepted {
+                id,
+                peer,
+                stream,
+                account: broker.budget.account(),
+            };
+            let refused = || broker.metrics.limit_reached("memory_budget");
+            connection::serve(accepted, stopping, dispatch, refused).await;
             notify_changed(&broker, broker.sessions.connection_closed(id));
             drop(open);
         }

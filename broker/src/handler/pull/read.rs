@@ -35,7 +35,7 @@ pub(super) enum Status {
     OffsetTooSmall,
 }
 
-/// Result of a read.
+/// Result of a look into the queue, and of the read that may follow it.
 #[derive(Debug)]
 pub(super) struct Found {
     /// How it ended.
@@ -46,17 +46,21 @@ pub(super) struct Found {
     pub min: u64,
     /// Next offset of the queue.
     pub max: u64,
-    /// Number of records.
+    /// Records to read, with their offsets in the queue.
+    pub chosen: Vec<(u64, IndexUnit)>,
+    /// Number of the queue.
+    queue: u32,
+    /// Number of records in the body.
     pub messages: usize,
-    /// Records one after the other, offsets patched.
+    /// Records one after the other, offsets patched; see [`Found::read`].
     pub body: Bytes,
     /// Address of the last record; 0 without one.
     pub last_physical_offset: u64,
 }
 
-/// Reads from the offset of `pull` as much as fits into one answer: at once when all of it is in
-/// memory, else on a thread that may wait for the disk.
-pub(super) async fn read(
+/// Chooses from the offset of `pull` on as much as fits into one answer: at once when all units are in
+/// memory, else on a thread that may wait for the disk. Reads no message.
+pub(super) async fn look(
     broker: &Broker,
     pull: &Pull<'_>,
     target: &Target,
@@ -70,12 +74,12 @@ pub(super) async fn read(
         messages_max: pull.messages_max,
         bytes_max: pull.bytes_max,
     };
-    if let Some(found) = wanted.read(Reach::Memory)? {
+    if let Some(found) = wanted.look(Reach::Memory)? {
         return Ok(found);
     }
-    let read = broker.cold_reads.run(move || wanted.read(Reach::Anywhere));
-    // Only a read of the memory alone finds that it does not have everything.
-    read.await??.ok_or_else(|| {
+    let look = broker.cold_reads.run(move || wanted.look(Reach::Anywhere));
+    // Only a look at the memory alone finds that it does not have everything.
+    look.await??.ok_or_else(|| {
         let remark = "a read of the disk did not look there";
         Refusal::new(ResponseCode::SYSTEM_ERROR, remark)
     })
@@ -101,8 +105,8 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// `None` when something is not where the read may look for it.
-    fn read(&self, reach: Reach) -> Result<Option<Found>, StoreError> {
+    /// `None` when something is not where it may be looked for.
+    fn look(&self, reach: Reach) -> Result<Option<Found>, StoreError> {
         let index = self.machine.index();
         // Of the last offset nothing but the bounds is needed.
         if reach == Reach::Memory && !index.is_in_memory(self.queue, u64::MAX) {
@@ -114,6 +118,8 @@ impl Wanted {
             next,
             min,
             max,
+            chosen: Vec::new(),
+            queue: self.queue,
             messages: 0,
             body: Bytes::new(),
             last_physical_offset: 0,
@@ -140,33 +146,16 @@ impl Wanted {
         if chosen.is_empty() {
             let is_purged = next == first;
             return Ok(Some(if is_purged {
-                let next = self.first_offset().max(first);
+                let next = index.bounds(self.queue).0.max(first);
                 nothing(Status::MessageWasRemoving, next)
             } else {
                 nothing(Status::NoMatchedMessage, next)
             }));
         }
-        if reach == Reach::Memory && !self.is_in_memory(&chosen) {
-            return Ok(None);
-        }
-        Ok(Some(match self.copy_records(&chosen) {
-            Ok(body) => Found {
-                messages: chosen.len(),
-                body,
-                last_physical_offset: chosen.last().map_or(0, |(_, unit)| unit.physical_offset),
-                ..nothing(Status::Found, next)
-            },
-            // Retention removed them between the look-up and the read.
-            Err(StoreError::OutOfRange { .. }) => {
-                let next = self.first_offset().max(first);
-                nothing(Status::MessageWasRemoving, next)
-            }
-            Err(error) => return Err(error),
+        Ok(Some(Found {
+            chosen,
+            ..nothing(Status::Found, next)
         }))
-    }
-
-    fn first_offset(&self) -> u64 {
-        self.machine.index().bounds(self.queue).0
     }
 
     /// Units that match and fit, with their queue offsets, and where the next scan begins; `None`
@@ -211,36 +200,35 @@ impl Wanted {
         }
         Ok(Some((chosen, next)))
     }
+}
 
-    fn is_in_memory(&self, chosen: &[(u64, IndexUnit)]) -> bool {
-        runs(chosen).all(|run| {
-            let (start, length) = range_of(run);
-            self.machine.log().is_in_memory(start, length)
-        })
-    }
+fn is_in_memory(machine: &Machine, chosen: &[(u64, IndexUnit)]) -> bool {
+    runs(chosen).all(|run| {
+        let (start, length) = range_of(run);
+        machine.log().is_in_memory(start, length)
+    })
+}
 
-    /// The records one after the other, with their offsets. Neighbours come from one range read.
-    fn copy_records(&self, chosen: &[(u64, IndexUnit)]) -> Result<Bytes, StoreError> {
-        let bytes = chosen.iter().map(|(_, unit)| unit.size as usize).sum();
-        let mut body = BytesMut::with_capacity(bytes);
-        for run in runs(chosen) {
-            let (start, length) = range_of(run);
-            let range = self.machine.log().read_bytes(start, length)?;
-            for (queue_offset, unit) in run {
-                let at = usize::try_from(unit.physical_offset - start).expect("inside the run");
-                let record = range.get(at..at + unit.size as usize);
-                let record = record.filter(|record| record.len() >= MESSAGE_BYTES_MIN);
-                let record = record.ok_or_else(|| {
-                    StoreError::decode("a message", "it is shorter than any record")
-                })?;
-                let copied = body.len();
-                body.extend_from_slice(record);
-                patch_queue_offset(&mut body[copied..], *queue_offset);
-                patch_physical_offset(&mut body[copied..], unit.physical_offset);
-            }
+/// The records one after the other, with their offsets. Neighbours come from one range read.
+fn copy_records(machine: &Machine, chosen: &[(u64, IndexUnit)]) -> Result<Bytes, StoreError> {
+    let bytes = chosen.iter().map(|(_, unit)| unit.size as usize).sum();
+    let mut body = BytesMut::with_capacity(bytes);
+    for run in runs(chosen) {
+        let (start, length) = range_of(run);
+        let range = machine.log().read_bytes(start, length)?;
+        for (queue_offset, unit) in run {
+            let at = usize::try_from(unit.physical_offset - start).expect("inside the run");
+            let record = range.get(at..at + unit.size as usize);
+            let record = record.filter(|record| record.len() >= MESSAGE_BYTES_MIN);
+            let record = record
+                .ok_or_else(|| StoreError::decode("a message", "it is shorter than any record"))?;
+            let copied = body.len();
+            body.extend_from_slice(record);
+            patch_queue_offset(&mut body[copied..], *queue_offset);
+            patch_physical_offset(&mut body[copied..], unit.physical_offset);
         }
-        Ok(body.freeze())
     }
+    Ok(body.freeze())
 }
 
 /// Units in groups that lie close together in the log.
@@ -311,6 +299,41 @@ impl Status {
 }
 
 impl Found {
+    /// Bytes of the records that are to be read.
+    pub(super) fn bytes(&self) -> usize {
+        let sizes = self.chosen.iter().map(|(_, unit)| unit.size as usize);
+        sizes.sum()
+    }
+
+    /// Reads what was chosen, like [`look`] on a thread of its own where the disk is needed.
+    pub(super) async fn read(&mut self, broker: &Broker) -> Result<(), Refusal> {
+        let chosen = std::mem::take(&mut self.chosen);
+        self.messages = chosen.len();
+        self.last_physical_offset = chosen.last().map_or(0, |(_, unit)| unit.physical_offset);
+        let from = chosen.first().map_or(0, |(queue_offset, _)| *queue_offset);
+        let copied = if is_in_memory(&broker.machine, &chosen) {
+            copy_records(&broker.machine, &chosen)
+        } else {
+            let machine = Arc::clone(&broker.machine);
+            let read = broker
+                .cold_reads
+                .run(move || copy_records(&machine, &chosen));
+            read.await?
+        };
+        match copied {
+            Ok(body) => self.body = body,
+            // Retention removed them between the look and the read.
+            Err(StoreError::OutOfRange { .. }) => {
+                self.status = Status::MessageWasRemoving;
+                self.next = broker.machine.index().bounds(self.queue).0.max(from);
+                self.messages = 0;
+                self.last_physical_offset = 0;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
     /// Whether the answer would send the consumer to another offset.
     pub(super) fn is_moved(&self, pull: &Pull<'_>) -> bool {
         self.status.code(pull.offset) == ResponseCode::PULL_OFFSET_MOVED
