@@ -14,6 +14,7 @@ pub(crate) mod fuzzing;
 mod gate;
 mod group;
 mod guard;
+mod intake;
 mod log_store;
 #[cfg(test)]
 mod long_poll_test;

@@ -13,6 +13,7 @@ use tokio::{
 };
 
 use super::{
+    intake::{Held, Intake},
     members::{self, Members},
     wire::{self, Channel, Hello, HelloAnswer, Kind, WIRE_VERSION},
 };
@@ -77,6 +78,8 @@ pub(crate) struct PeerReader {
     begun: Option<Instant>,
     /// Nothing but a hello, or its answer, is read before it.
     introduced: bool,
+    /// Its part of what unfinished frames of all connections may hold; `None` = not counted.
+    held: Option<Held>,
 }
 
 /// Sending half of a connection.
@@ -119,11 +122,13 @@ impl PeerReader {
             }
             if let Some(frame) = wire::take_frame(&mut self.buffer)? {
                 self.begun = None;
+                self.count()?;
                 return Ok(Some(frame));
             }
             if !self.buffer.is_empty() {
                 self.begun.get_or_insert_with(Instant::now);
             }
+            self.count()?;
             self.make_room();
             let read = self.half.read_buf(&mut self.buffer);
             let read = match self.begun {
@@ -140,6 +145,19 @@ impl PeerReader {
                 };
             }
         }
+    }
+
+    /// Counts what has come of a large frame.
+    fn count(&mut self) -> Result<(), io::Error> {
+        let bytes = self.buffer.len();
+        let Some(held) = &mut self.held else {
+            return Ok(());
+        };
+        held.set(if bytes > READ_AHEAD_BYTES_MAX {
+            bytes
+        } else {
+            0
+        })
     }
 
     /// Room for the next read. A new block only when this one is nearly used up: payloads in the
@@ -205,6 +223,7 @@ impl PeerConnection {
                 buffer: BytesMut::new(),
                 begun: None,
                 introduced: false,
+                held: None,
             },
             writer: PeerWriter {
                 half: write,
@@ -219,6 +238,11 @@ impl PeerConnection {
         self.reader.introduced = true;
         self.incarnation = incarnation;
         self
+    }
+
+    /// Counts what unfinished frames on this connection hold.
+    pub(super) fn count_in(&mut self, intake: &Arc<Intake>) {
+        self.reader.held = Some(intake.held());
     }
 
     /// Sends one frame and waits for the answer, without an end; the caller sets one.

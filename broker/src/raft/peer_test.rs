@@ -272,6 +272,34 @@ async fn a_frame_gets_memory_as_its_bytes_arrive_not_as_it_announces() {
 }
 
 #[tokio::test]
+async fn unfinished_frames_of_all_connections_together_have_a_limit() {
+    let intake = Arc::new(Intake::new(4 << 20));
+    let begin_frame = async || {
+        let (here, mut there) = duplex(16 << 20);
+        let mut connection = PeerConnection::new(Box::new(here)).introduced(String::new());
+        connection.count_in(&intake);
+        let frame = wire::encode_raw(Kind::Forward, &vec![0; 3 << 20]);
+        there.write_all(&frame[..2 << 20]).await.unwrap();
+        let read = connection.reader.next().now_or_never();
+        let rest = frame.slice(2 << 20..);
+        (connection, there, rest, read)
+    };
+    let (mut first, mut sender, rest, read) = begin_frame().await;
+    assert!(read.is_none());
+    let (second, _open, _, read) = begin_frame().await;
+    assert!(read.is_none());
+    let (_third, _open, _, read) = begin_frame().await;
+    assert!(read.unwrap().is_err(), "two hold all there is");
+    drop((second, _third));
+    sender.write_all(&rest).await.unwrap();
+    assert!(first.reader.next().await.unwrap().is_some());
+    // Both are forgotten: the one that is gone and the one that was finished.
+    for _ in 0..3 {
+        assert!(begin_frame().await.3.is_none());
+    }
+}
+
+#[tokio::test]
 async fn frames_larger_than_the_read_ahead_arrive_whole() {
     let (mut reader, mut sender) = introduced_reader();
     let bodies = [1 << 20, 0, (1 << 20) + 7, 100].map(|bytes: usize| {

@@ -12,6 +12,7 @@ use super::{
     candidate::{self, Agreed, Candidate},
     forward::{self, ForwardHandler},
     guard::{self, VoteGuard},
+    intake::Intake,
     log_store::SnapshotBoundary,
     machine::{RaftMachine, receive_snapshot},
     members,
@@ -19,7 +20,7 @@ use super::{
     pulse::Pulse,
     repair::{RepairSource, serve_ranges},
     runtime::timed,
-    snapshot_intake::{Intake, SnapshotIntake},
+    snapshot_intake::{SnapshotIntake, Taken},
     types::TypeConfig,
     wire::{self, Channel, Hello, Kind},
 };
@@ -75,6 +76,7 @@ impl RaftServer {
     /// Accepts and serves connections.
     pub(crate) async fn serve(self: Arc<Self>, mut listener: Box<dyn Listener>) -> io::Error {
         let connections = Arc::new(Semaphore::new(PEER_CONNECTIONS_MAX));
+        let intake = Arc::new(Intake::default());
         let mut tasks = JoinSet::new();
         loop {
             let accepted = match listener.accept().await {
@@ -88,10 +90,10 @@ impl RaftServer {
                 continue;
             };
             let open = self.metrics.connections.accepted(LISTENER);
-            let server = Arc::clone(&self);
+            let (server, intake) = (Arc::clone(&self), Arc::clone(&intake));
             let serve = async move {
                 let peer = accepted.peer;
-                if let Err(error) = server.connection(accepted).await {
+                if let Err(error) = server.connection(accepted, &intake).await {
                     tracing::debug!(%peer, %error, "peer connection ends");
                 }
                 drop((permit, open));
@@ -100,8 +102,13 @@ impl RaftServer {
         }
     }
 
-    async fn connection(self: Arc<Self>, accepted: Accepted) -> Result<(), io::Error> {
-        let (connection, hello) = peer::accept(accepted.stream, &self.local).await?;
+    async fn connection(
+        self: Arc<Self>,
+        accepted: Accepted,
+        intake: &Arc<Intake>,
+    ) -> Result<(), io::Error> {
+        let (mut connection, hello) = peer::accept(accepted.stream, &self.local).await?;
+        connection.count_in(intake);
         let members = &self.local.members;
         let serve = async {
             match hello.channel {
@@ -285,8 +292,8 @@ impl RaftServer {
         let own = own.await.map_err(io::Error::other)?;
         let announced = (from, vote, length);
         let (data, _turn) = match self.snapshots.take(connection, announced, own).await? {
-            Intake::Whole(data, turn) => (data, turn),
-            Intake::Refused(later) => {
+            Taken::Whole(data, turn) => (data, turn),
+            Taken::Refused(later) => {
                 return Ok(wire::encode_vote_only(Kind::SnapshotResult, &later));
             }
         };

@@ -40,7 +40,7 @@ pub(crate) struct SnapshotIntake {
 }
 
 /// What became of a snapshot that a leader announced.
-pub(super) enum Intake<'a> {
+pub(super) enum Taken<'a> {
     /// This node has a later vote; no piece was asked for.
     Refused(Vote),
     /// All of it, and the right to install it.
@@ -66,10 +66,10 @@ impl SnapshotIntake {
         connection: &mut PeerConnection,
         (from, vote, length): (u64, Vote, u64),
         own: Vote,
-    ) -> Result<Intake<'_>, io::Error> {
+    ) -> Result<Taken<'_>, io::Error> {
         // As Raft compares votes.
         if vote.partial_cmp(&own).is_none_or(std::cmp::Ordering::is_lt) {
-            return Ok(Intake::Refused(own));
+            return Ok(Taken::Refused(own));
         }
         if !vote.committed || vote.leader_id.voted_for != from {
             return Err(wire::malformed("somebody else's snapshot"));
@@ -85,7 +85,7 @@ impl SnapshotIntake {
             () = replaced(&mut turn) => return Err(io::Error::other("a later snapshot comes")),
             data = gather(&mut connection.reader, length) => data?,
         };
-        Ok(Intake::Whole(data, turn))
+        Ok(Taken::Whole(data, turn))
     }
 
     async fn turn(&self) -> Result<Turn<'_>, io::Error> {
@@ -191,8 +191,8 @@ mod tests {
                     let own = self::vote(5, 2);
                     let taken = intake.take(&mut connection, begin, own).await.ok()?;
                     let (vote, got) = match taken {
-                        Intake::Refused(vote) => (vote, None),
-                        Intake::Whole(data, _turn) => (vote, Some(data.len())),
+                        Taken::Refused(vote) => (vote, None),
+                        Taken::Whole(data, _turn) => (vote, Some(data.len())),
                     };
                     let answer = wire::encode_vote_only(Kind::SnapshotResult, &vote);
                     connection.writer.send(&answer).await.ok()?;
