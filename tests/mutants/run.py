@@ -41,6 +41,10 @@ CHECKS = {
         [*TEST, "--package", "raftmq-tests", "--test", "crash_points", "--no-run"],
         [*TEST, "--package", "raftmq-tests", "--test", "crash_points"],
     ),
+    "lost_ends": (
+        [*TEST, "--package", "raftmq-tests", "--test", "lost_ends", "--no-run"],
+        [*TEST, "--package", "raftmq-tests", "--test", "lost_ends"],
+    ),
     "state": ([*TEST, "--package", "raftmq-state", "--no-run"], [*TEST, "--package", "raftmq-state"]),
     "broker": ([*TEST, "--package", "raftmq", "--lib", "--no-run"], [*TEST, "--package", "raftmq", "--lib"]),
     "simulation": (

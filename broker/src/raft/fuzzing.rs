@@ -25,7 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::{
     candidate,
     forward::{self, ForwardError, ForwardOutcome},
-    guard,
+    guard::{self, LeaderEnd},
     machine::snapshot_meta,
     members::Members,
     peer::{self, Local},
@@ -94,16 +94,13 @@ fn small_frame(kind: Kind, body: &Bytes) -> Option<Bytes> {
         Kind::CheckpointResult => {
             repair_checkpoint::encode_answer(repair_checkpoint::decode_answer(raw).ok()?.as_ref())
         }
-        Kind::EndLostResult => {
-            let (vote, last) = guard::decode_answer(raw).ok()??;
-            guard::encode_answer(&vote, Some(&last))
-        }
+        Kind::LogEndResult => guard::encode_answer(guard::decode_answer(raw).ok()?.as_ref()),
         Kind::MayLead => candidate::encode_question(candidate::decode_question(raw).ok()?),
         Kind::TransferResult | Kind::MayLeadResult => {
             candidate::encode_answer(kind, &candidate::decode_answer(body))
         }
         Kind::ForwardClock => forward::encode_clock(forward::decode_clock(raw).ok()?),
-        Kind::SnapshotChunk | Kind::EndLost | Kind::SnapshotReady => wire::encode_raw(kind, body),
+        Kind::SnapshotChunk | Kind::LogEnd | Kind::SnapshotReady => wire::encode_raw(kind, body),
         Kind::Append | Kind::AppendResult | Kind::Forward | Kind::ForwardResult => return None,
     })
 }
@@ -149,10 +146,14 @@ pub fn raft_frame_examples() -> Vec<Vec<u8>> {
             total: 100,
             bytes: Bytes::from_static(b"bytes"),
         })),
-        wire::encode_raw(Kind::EndLost, &[]),
         wire::encode_raw(Kind::SnapshotReady, &[]),
         forward::encode_clock(1000),
-        guard::encode_answer(&vote, Some(&id)),
+        wire::encode_raw(Kind::LogEnd, &[]),
+        guard::encode_answer(Some(&LeaderEnd {
+            vote,
+            last: id,
+            acknowledged: Some(id),
+        })),
         hello_frame(Channel::Repair),
         hello_frame(Channel::Append),
         hello_frame(Channel::Forward),

@@ -131,7 +131,7 @@ fn encode_vote(vote: &Vote) -> [u8; 17] {
     bytes
 }
 
-fn decode_vote(bytes: &[u8]) -> Result<Vote, io::Error> {
+pub(super) fn decode_vote(bytes: &[u8]) -> Result<Vote, io::Error> {
     let invalid = || {
         io::Error::new(
             io::ErrorKind::InvalidData,

@@ -5,6 +5,7 @@
 //! thread, so that a burst of client work never delays a heartbeat.
 
 mod boundary;
+mod candidacy;
 mod candidate;
 mod catch_up;
 mod confirm;

@@ -21,7 +21,7 @@ use super::{
     repair::{RepairSource, serve_ranges},
     runtime::timed,
     snapshot_intake::{SnapshotIntake, Taken},
-    types::TypeConfig,
+    types::{LogId, TypeConfig},
     wire::{self, Channel, Hello, Kind},
 };
 use crate::{
@@ -144,8 +144,10 @@ impl RaftServer {
     /// were checked against may be a moment older. A node that waits to be formed into a group has
     /// an empty log, which may stand for a lost one: it helps nobody but a group that names its
     /// very folder, which therefore never had another log (raft:I2).
-    async fn check_electoral(&self, hello: &Hello) -> Result<(), io::Error> {
-        self.guard.check_vote()?;
+    ///
+    /// `last` is where the log of the candidate ends; without it this node shall stand itself.
+    async fn check_electoral(&self, hello: &Hello, last: Option<LogId>) -> Result<(), io::Error> {
+        self.guard.check_vote(last)?;
         let from = hello.from;
         let state = self.raft.with_raft_state(move |state| {
             let membership = state.membership_state.effective();
@@ -199,11 +201,17 @@ impl RaftServer {
         // What is ready together leaves in one write: one flush often completes several.
         let mut results = Box::pin(self.raft.stream_append(requests).ready_chunks(ANSWERS_MAX));
         let mut answers = BytesMut::new();
+        let mut fits = false;
         while let Some(ready) = results.next().await {
             for result in ready {
                 let result = result.map_err(io::Error::other)?;
-                if let (Some(heard), Ok(_)) = (heard, &result) {
-                    heard.beat();
+                match (heard, &result) {
+                    (Some(heard), Ok(_)) => heard.beat(),
+                    (None, Ok(_)) if !fits => {
+                        self.guard.entries_fit(hello.from);
+                        fits = true;
+                    }
+                    (None, Ok(_)) | (_, Err(_)) => {}
                 }
                 wire::put_append_result(&mut answers, &result);
             }
@@ -220,10 +228,10 @@ impl RaftServer {
             checkpoints: Arc::clone(&self.checkpoints),
         };
         while let Some((kind, _)) = serve_ranges(&mut connection, &source).await? {
-            if kind != Kind::EndLost {
+            if kind != Kind::LogEnd {
                 return Err(wire::malformed("repair"));
             }
-            let answer = guard::begin_anew(&self.raft, from).await?;
+            let answer = guard::answer_end(&self.raft, self.local.id, from).await?;
             connection.writer.send(&answer).await?;
         }
         Ok(())
@@ -236,17 +244,16 @@ impl RaftServer {
     ) -> Result<(), io::Error> {
         let mut agreed = None;
         while let Some((kind, body)) = connection.reader.next().await? {
-            if matches!(kind, Kind::Vote | Kind::PreVote | Kind::Transfer) {
-                self.check_electoral(hello).await?;
-            }
             let answer = match kind {
                 Kind::Vote => {
                     let request = wire::decode_vote(body)?;
+                    self.check_electoral(hello, request.last_log_id).await?;
                     let response = self.raft.vote(request).await.map_err(io::Error::other)?;
                     wire::encode_vote_result(&response)
                 }
                 Kind::PreVote => {
                     let request = wire::decode_vote(body)?;
+                    self.check_electoral(hello, request.last_log_id).await?;
                     let response = self
                         .raft
                         .pre_vote(request)
@@ -256,6 +263,7 @@ impl RaftServer {
                 }
                 Kind::Transfer => {
                     let request = wire::decode_transfer(body)?;
+                    self.check_electoral(hello, None).await?;
                     let answer = self.candidate.take_over(request, agreed.take()).await?;
                     candidate::encode_answer(Kind::TransferResult, &answer)
                 }
@@ -276,7 +284,7 @@ impl RaftServer {
 
     /// Whether this node may take over from the sender of `hello`, or why not.
     async fn may_lead(&self, hello: &Hello, stalls: u8) -> Result<Agreed, String> {
-        let electoral = self.check_electoral(hello).await;
+        let electoral = self.check_electoral(hello, None).await;
         electoral.map_err(|error| error.to_string())?;
         self.candidate.may_lead(stalls).await
     }

@@ -76,10 +76,10 @@ pub(crate) enum Kind {
     Range = 15,
     /// Its answer.
     RangeResult = 16,
-    /// A node tells the leader that entries it may have acknowledged are gone.
-    EndLost = 17,
+    /// A node asks the leader where its log ends and what it counts as acknowledged.
+    LogEnd = 17,
     /// The leader's answer.
-    EndLostResult = 18,
+    LogEndResult = 18,
     /// What the leader's clock shows, on the way of forwarded requests.
     ForwardClock = 19,
     /// Answer to the start of a snapshot: the pieces may come.
@@ -113,8 +113,8 @@ impl Kind {
             Kind::ForwardResult,
             Kind::Range,
             Kind::RangeResult,
-            Kind::EndLost,
-            Kind::EndLostResult,
+            Kind::LogEnd,
+            Kind::LogEndResult,
             Kind::ForwardClock,
             Kind::SnapshotReady,
             Kind::MayLead,
@@ -141,8 +141,8 @@ impl Kind {
             | Kind::SnapshotBegin
             | Kind::SnapshotResult
             | Kind::Range
-            | Kind::EndLost
-            | Kind::EndLostResult
+            | Kind::LogEnd
+            | Kind::LogEndResult
             | Kind::ForwardClock
             | Kind::SnapshotReady
             | Kind::MayLead

@@ -157,7 +157,6 @@ impl CommitLog {
     }
 
     fn purge_flushed(&self, id: LogId) -> Result<Vec<Arc<Segment>>, StoreError> {
-        let guarded = self.is_guarded();
         let (marks, kept_from) = {
             let state = self.state();
             let begun = state
@@ -172,12 +171,11 @@ impl CommitLog {
                 purged: Some(id),
                 start_physical,
                 start_crc,
-                resetting: false,
-                guarded,
+                ..Marks::default()
             };
             (marks, kept_from)
         };
-        self.vote_file().save_marks(marks)?;
+        self.vote_file().save_start(marks)?;
         let mut state = self.state_mut();
         state.purged = Some(id);
         state.start_physical = marks.start_physical;
@@ -206,7 +204,7 @@ impl CommitLog {
             start_physical: next_physical,
             start_crc: previous_crc,
             resetting: true,
-            guarded: self.is_guarded(),
+            ..Marks::default()
         };
         self.reset_to(&mut io, purged, marks)
             .inspect_err(|error| self.fail(&error.to_string()))
@@ -214,7 +212,7 @@ impl CommitLog {
 
     fn reset_to(&self, io: &mut FlushState, purged: LogId, marks: Marks) -> Result<(), StoreError> {
         // From here on a restart finishes the reset.
-        self.vote_file().save_marks(marks)?;
+        self.vote_file().save_start(marks)?;
         {
             let mut state = self.state_mut();
             self.advance_cut_epoch();
@@ -241,7 +239,7 @@ impl CommitLog {
         let mut vote = self.vote_file();
         vote.save_hints(hints)?;
         remove_all_segments(self.disk(), self.dir())?;
-        vote.save_marks(Marks {
+        vote.save_start(Marks {
             resetting: false,
             ..marks
         })

@@ -94,11 +94,20 @@ impl CommitLog {
         self.vote_file().marks().guarded
     }
 
+    /// Keeps the node from voting, also after a restart; durable on return.
+    pub fn begin_guard(&self) -> Result<(), StoreError> {
+        self.set_guarded(true)
+    }
+
     /// Lets the node vote again; durable on return.
     pub fn end_guard(&self) -> Result<(), StoreError> {
+        self.set_guarded(false)
+    }
+
+    fn set_guarded(&self, guarded: bool) -> Result<(), StoreError> {
         let mut vote = self.vote_file();
         let marks = Marks {
-            guarded: false,
+            guarded,
             ..vote.marks()
         };
         let saved = vote.save_marks(marks);

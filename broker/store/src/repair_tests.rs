@@ -380,6 +380,9 @@ fn the_guard_outlasts_restarts_purges_and_resets_and_ends_when_told() {
     open(&disk, None).unwrap().0.end_guard().unwrap();
     disk.crash();
     assert!(!open(&disk, None).unwrap().0.is_guarded());
+    open(&disk, None).unwrap().0.begin_guard().unwrap();
+    disk.crash();
+    assert!(open(&disk, None).unwrap().0.is_guarded());
 }
 
 #[test]

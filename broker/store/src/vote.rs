@@ -166,6 +166,14 @@ impl VoteFile {
         Ok(())
     }
 
+    /// Saves where the log begins; whether the node may vote is not the caller's to change.
+    pub(crate) fn save_start(&mut self, marks: Marks) -> Result<(), StoreError> {
+        self.save_marks(Marks {
+            guarded: self.marks.guarded,
+            ..marks
+        })
+    }
+
     /// Saves what was found once more. It may stand in the page cache alone, after a process was
     /// killed or in pages that a failed sync marked clean: a restart that went by it, and a power cut
     /// that takes it away, would make a second vote in the same term.
