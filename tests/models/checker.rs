@@ -25,7 +25,7 @@ pub trait Model {
     /// Tells `then` everything that can happen next, and what it leads to.
     fn next(&self, state: &Self::State, then: &mut dyn FnMut(Self::Action, Self::State));
 
-    /// The same one of all states that differ only in which node is which.
+    /// The same one, as far as is easy to tell, of states that differ only in which node is which.
     fn representative(&self, state: &Self::State) -> Self::State {
         state.clone()
     }
@@ -56,12 +56,11 @@ struct Met<A> {
 
 /// Two halves, so that among millions of states no two are taken for one.
 fn fingerprint(state: &impl Hash) -> u128 {
-    let half = |salt: u8| {
-        let mut hasher = DefaultHasher::new();
-        (salt, state).hash(&mut hasher);
-        u128::from(hasher.finish())
-    };
-    half(0) << 64 | half(1)
+    let mut hasher = DefaultHasher::new();
+    state.hash(&mut hasher);
+    let first = hasher.finish();
+    hasher.write_u8(1);
+    u128::from(first) << 64 | u128::from(hasher.finish())
 }
 
 /// Visits all states, or those up to the first that breaks one of these promises.

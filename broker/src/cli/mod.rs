@@ -3,6 +3,7 @@
 mod admin_client;
 mod bench;
 mod broker;
+mod end_guard;
 mod hand_over;
 mod local;
 mod namesrv;
@@ -19,6 +20,7 @@ use tracing_subscriber::EnvFilter;
 
 use self::bench::BenchCommand;
 use self::broker::BrokerArgs;
+use self::end_guard::EndGuardArgs;
 use self::hand_over::HandOverArgs;
 use self::local::LocalArgs;
 use self::namesrv::NamesrvArgs;
@@ -50,6 +52,8 @@ enum Command {
     HandOver(HandOverArgs),
     /// Show what a broker knows about its group.
     Status(StatusArgs),
+    /// Let a broker vote that lost the end of its log; acknowledged messages may be lost by it.
+    EndGuard(EndGuardArgs),
     /// Load a broker and measure it.
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -61,9 +65,11 @@ pub fn main() -> ExitCode {
     let command = CommandLine::parse().command;
     let mut builder = match &command {
         Command::Broker(_) | Command::Namesrv(_) => Builder::new_multi_thread(),
-        Command::Local(_) | Command::Bench(_) | Command::HandOver(_) | Command::Status(_) => {
-            Builder::new_current_thread()
-        }
+        Command::Local(_)
+        | Command::Bench(_)
+        | Command::HandOver(_)
+        | Command::Status(_)
+        | Command::EndGuard(_) => Builder::new_current_thread(),
     };
     let runtime = match builder.enable_all().build() {
         Ok(runtime) => runtime,
@@ -73,6 +79,7 @@ pub fn main() -> ExitCode {
         Command::Local(args) => text(runtime.block_on(local::run(args))),
         Command::Bench(command) => text(runtime.block_on(bench::run(&command))),
         Command::HandOver(args) => text(runtime.block_on(hand_over::run(&args))),
+        Command::EndGuard(args) => text(end_guard::run(&args)),
         Command::Status(args) => text(runtime.block_on(status::run(&args))),
         Command::Broker(args) => {
             start_log();
@@ -142,6 +149,7 @@ mod tests {
             "raftmq hand-over",
             "raftmq hand-over --address 127.0.0.1:5558 --timeout 500ms",
             "raftmq status --address 127.0.0.1:5558 --watch",
+            "raftmq end-guard --accept-loss /x/store/commitlog",
             "raftmq namesrv -c namesrv.conf",
             "raftmq bench produce -n 127.0.0.1:9876 --connections 64 --size 1024 --seconds 5",
             "raftmq bench produce -b 127.0.0.1:1 -b 127.0.0.1:2 --rate 1000 --pid n1=12",
@@ -160,6 +168,7 @@ mod tests {
             "raftmq bench produce -b 127.0.0.1:1 --rate 0",
             "raftmq bench consume -b 127.0.0.1:1 --pid me",
             "raftmq local --nodes 0",
+            "raftmq end-guard /x/store/commitlog",
             "raftmq hand-over --timeout 10",
             "raftmq broker -c broker.conf --set",
         ] {

@@ -70,7 +70,7 @@ use crate::metrics::Metrics;
 
 /// Pause between looks whether the log is complete.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// Longest wait for the leader's answer.
+/// Longest wait for the leader's answer, at each of its addresses: it waits longer for ours.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Decides whether this node takes part in elections.
@@ -224,7 +224,7 @@ impl VoteGuard {
     pub(super) async fn admit(self: &Arc<Self>, peer: u64) -> Result<(), io::Error> {
         if self.lost().is_none() {
             // One that knows no members has never had a leader.
-            let is_unknown = self.address(peer).is_err();
+            let is_unknown = self.addresses(peer).is_empty();
             let fitted = self.fitted.lock().unwrap_or_else(PoisonError::into_inner);
             if is_unknown || fitted.contains(&peer) {
                 return Ok(());
@@ -290,31 +290,41 @@ impl VoteGuard {
         self.runtime.spawn(Arc::clone(self).watch());
     }
 
-    fn address(&self, peer: u64) -> Result<String, io::Error> {
-        // A node that lost all of its log knows no members.
+    /// Where a peer may be: what the membership says, and what the configuration does. A node that lost
+    /// all of its log knows no members, and one that was down for long may know an old address.
+    fn addresses(&self, peer: u64) -> Vec<String> {
         let known = self.transport.local.members.addresses().into_iter();
-        let mut known = known.chain(self.configured.iter().cloned());
-        let found = known.find(|(id, _)| *id == peer);
-        found
+        let known = known.chain(self.configured.iter().cloned());
+        let mut addresses: Vec<String> = (known.filter(|(id, _)| *id == peer))
             .map(|(_, address)| address)
-            .ok_or_else(|| io::Error::other(format!("node {peer} is unknown")))
+            .collect();
+        addresses.dedup();
+        addresses
     }
 
     /// Asks a leader where its log ends and what it counts. It is then ready to begin anew.
     async fn ask(&self, peer: u64) -> Result<LeaderEnd, io::Error> {
-        let Transport { net, local, .. } = &self.transport;
-        let address = self.address(peer)?;
-        let asked = async {
-            let mut connection = peer::connect(net, local, peer, &address, Channel::Repair).await?;
-            let frame = wire::encode_raw(Kind::LogEnd, &[]);
-            let body = connection.call(&frame, Kind::LogEndResult).await?;
-            decode_answer(body)
-        };
-        let told = timeout(ANSWER_TIMEOUT, asked).await??;
+        let mut told = Err(io::Error::other(format!("node {peer} is unknown")));
+        for address in self.addresses(peer) {
+            told = (timeout(ANSWER_TIMEOUT, self.ask_at(peer, &address)).await)
+                .unwrap_or_else(|elapsed| Err(elapsed.into()));
+            if told.is_ok() {
+                break;
+            }
+        }
+        let told = told?;
         let own = self.raft.with_raft_state(|state| *state.vote_ref());
         let own = own.await.map_err(io::Error::other)?;
         told.filter(|told| told.is_of_leader(peer) && !told.is_before(&own))
             .ok_or_else(|| io::Error::other(format!("node {peer} does not lead")))
+    }
+
+    async fn ask_at(&self, peer: u64, address: &str) -> Result<Option<LeaderEnd>, io::Error> {
+        let Transport { net, local, .. } = &self.transport;
+        let mut connection = peer::connect(net, local, peer, address, Channel::Repair).await?;
+        let frame = wire::encode_raw(Kind::LogEnd, &[]);
+        let body = connection.call(&frame, Kind::LogEndResult).await?;
+        decode_answer(body)
     }
 
     /// Ends the guard as soon as the log is complete.

@@ -64,7 +64,7 @@ pub use dump::{dump, synced_watermark};
 pub use error::StoreError;
 pub use flush::{FlushOutcome, Flusher};
 pub use identity::{FORMAT_VERSION, Identity, lock_folder};
-pub use mend::LiveDamage;
+pub use mend::{LiveDamage, end_guard};
 pub use position::LogPosition;
 pub use prealloc::{PreallocOutcome, Preallocator};
 pub use range::{RangeAnswer, RangeRequest, RangeSource};

@@ -2,17 +2,20 @@
 //! mended in place. Readers meanwhile see what their CRCs tell them.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::behind::{headers_behind, may_end_at};
 use crate::commit_log::CommitLog;
+use crate::disk::Disk;
 use crate::error::StoreError;
+use crate::identity::lock_folder;
 use crate::range::RangeSource;
 use crate::record::{HEADER_BYTES, Header, u32_at};
 use crate::repair::{ANCHORS_MAX, Anchor, Damage, Layout, Mender};
 use crate::segment::{Cursor, SCAN_BYTES, ScanStop, Segment, scan};
-use crate::vote::Marks;
+use crate::vote::{Marks, VoteFile};
 
 /// Damaged places remembered at a time; reads and the scrub find others again.
 const NOTED_MAX: usize = 64;
@@ -239,6 +242,24 @@ impl CommitLog {
             result.map_err(|source| StoreError::io("repair segment", segment.path(), source));
         result.inspect_err(|error| self.fail(&error.to_string()))
     }
+}
+
+/// Lets the node of a stopped broker vote again although its log lacks what it may have acknowledged
+/// (S5): the word of an operator. False when nothing kept it from voting.
+///
+/// # Errors
+/// When the folder is in use or holds no log.
+pub fn end_guard(disk: &dyn Disk, dir: &Path) -> Result<bool, StoreError> {
+    let _lock = lock_folder(disk, dir)?;
+    let mut vote = VoteFile::open(disk, dir, false)?;
+    let marks = vote.marks();
+    if marks.guarded {
+        vote.save_marks(Marks {
+            guarded: false,
+            ..marks
+        })?;
+    }
+    Ok(marks.guarded)
 }
 
 #[cfg(test)]

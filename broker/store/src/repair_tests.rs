@@ -380,9 +380,17 @@ fn the_guard_outlasts_restarts_purges_and_resets_and_ends_when_told() {
     open(&disk, None).unwrap().0.end_guard().unwrap();
     disk.crash();
     assert!(!open(&disk, None).unwrap().0.is_guarded());
-    open(&disk, None).unwrap().0.begin_guard().unwrap();
+    let (log, ..) = open(&disk, None).unwrap();
+    log.begin_guard().unwrap();
+    assert!(end_guard(&disk, log.dir()).is_err(), "the log is in use");
+    let dir = log.dir().to_owned();
+    drop(log);
     disk.crash();
     assert!(open(&disk, None).unwrap().0.is_guarded());
+    assert!(end_guard(&disk, &dir).unwrap());
+    disk.crash();
+    assert!(!end_guard(&disk, &dir).unwrap());
+    assert!(!open(&disk, None).unwrap().0.is_guarded());
 }
 
 #[test]
