@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use raftmq_store::{Disk, RealDisk};
+use raftmq_store::{Disk, EntryKind, LogId, RealDisk};
 use rustix::process::setpriority_process;
 use tokio::{sync::watch, task::JoinError, time::sleep};
 
@@ -67,6 +67,28 @@ pub trait Simulation {
 
     /// The process has ended itself. Nothing that it does from now on may have an effect.
     fn end_process(&self, reason: &str);
+
+    /// The process has applied an entry.
+    fn applied(&self, entry: AppliedEntry<'_>);
+
+    /// Entries of one leader, from the first to the last id, are where an acknowledgement wants them:
+    /// the process may acknowledge them from now on.
+    fn acknowledgeable(&self, first: LogId, last: LogId);
+}
+
+/// An entry as the state machine has applied it.
+#[derive(Debug, Clone, Copy)]
+pub struct AppliedEntry<'a> {
+    /// Index in the log.
+    pub index: u64,
+    /// Term of the leader that appended it.
+    pub term: u64,
+    /// What it is.
+    pub kind: EntryKind,
+    /// Commands, or the membership as JSON; empty in a blank entry.
+    pub payload: &'a [u8],
+    /// Address of the payload in the log; 0 where the state machine does not get it.
+    pub physical_offset: u64,
 }
 
 /// What a simulated process may use.

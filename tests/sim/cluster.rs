@@ -14,7 +14,7 @@ use super::image::Crash;
 use super::log;
 use super::membership::Membership;
 use super::net::{HostId, Network, Way};
-use super::node::{End, Node, NodeSettings};
+use super::node::{End, Node, NodeSettings, OwnEnd, SharedLedger, lock};
 use super::random::Random;
 
 /// How much passes in a step; nothing on the network is faster. Unit: ms.
@@ -23,9 +23,6 @@ pub const STEP_MS: u64 = 2;
 pub const CLIENTS: HostId = 100;
 /// After how long a process that ended is started again: at least, and at most so much later.
 const RESTART_MS: (u64, u64) = (200, 3_000);
-/// How often what was written is taken out of the memory of the disks. Unit: ms.
-const SETTLE_MS: u64 = 10_000;
-
 /// When a process knows that its disk is full, paused or slow as it may be. Unit: ms.
 const FULL_MS: u64 = 10_000;
 /// How the reasons of processes begin that could not write their logs.
@@ -61,6 +58,8 @@ pub struct Cluster {
     pub membership: Membership,
     /// What processes must not do and did.
     pub problems: Vec<String>,
+    /// What all processes did to the log.
+    pub ledger: SharedLedger,
 }
 
 impl Cluster {
@@ -68,9 +67,10 @@ impl Cluster {
     pub fn new(settings: NodeSettings, seed: u64) -> Self {
         let mut random = Random::new(seed);
         let network = Network::new(random.number());
+        let ledger = SharedLedger::default();
         let ids = 1..=settings.nodes;
         let nodes: Vec<Node> = ids
-            .map(|id| Node::new(id, settings, &network, random.number()))
+            .map(|id| Node::new(id, settings, (&network, &ledger), random.number()))
             .collect();
         let builder = &mut tokio::runtime::Builder::new_current_thread();
         let clients = builder.enable_time().start_paused(true).build();
@@ -96,6 +96,7 @@ impl Cluster {
             ends: Vec::new(),
             membership: Membership::default(),
             problems: Vec::new(),
+            ledger,
         }
     }
 
@@ -106,7 +107,8 @@ impl Cluster {
         }
         self.last_id += 1;
         let seed = self.random.number();
-        self.nodes[at] = Node::new(self.last_id, self.settings, &self.network, seed);
+        let shared = (&self.network, &self.ledger);
+        self.nodes[at] = Node::new(self.last_id, self.settings, shared, seed);
         self.paused_until_ms[at] = 0;
         self.restart_later(at);
         let mut brokers = self.brokers.lock().expect("a panic ends the simulation");
@@ -123,6 +125,7 @@ impl Cluster {
     pub fn step(&mut self) {
         self.now_ms += STEP_MS;
         let now_ms = self.now_ms;
+        lock(&self.ledger).now_ms = now_ms;
         self.network.advance_to(now_ms);
         for at in 0..self.nodes.len() {
             log::at(now_ms, self.nodes[at].id.into());
@@ -137,14 +140,15 @@ impl Cluster {
             } else {
                 node.run(STEP_MS)
             };
-            if now_ms.is_multiple_of(SETTLE_MS) {
-                node.settle();
-            }
-            if let Some(reason) = ended {
+            if let Some(OwnEnd { reason, explained }) = ended {
                 let id = node.id;
                 let knew = node.full_since_ms.is_some_and(|at| at + FULL_MS < now_ms);
                 if knew && reason.starts_with(LOG_FAILED) && reason.contains(NO_SPACE) {
                     let problem = format!("V5: node {id} ended at {now_ms} ms: {reason}");
+                    self.problems.push(problem);
+                }
+                if !explained {
+                    let problem = format!("V6: node {id} ended at {now_ms} ms: {reason}");
                     self.problems.push(problem);
                 }
                 tracing::info!(reason, "the process has ended by itself");

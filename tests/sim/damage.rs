@@ -22,10 +22,11 @@ const BLOCK_BYTES: u64 = 512;
 const TRIES: u32 = 200;
 
 /// Turns some bits over at one place of a node's log; false when there is none yet.
-pub(super) fn flip(random: &mut Random, cluster: &Cluster, at: usize) -> bool {
+pub(super) fn flip(random: &mut Random, cluster: &mut Cluster, at: usize) -> bool {
     let Some((path, offset)) = place(random, cluster, at) else {
         return false;
     };
+    cluster.nodes[at].log_damaged = true;
     for _ in 0..=random.below(3) {
         let near = offset + random.below(64);
         let bit = random.below(8) as u8;
@@ -35,10 +36,11 @@ pub(super) fn flip(random: &mut Random, cluster: &Cluster, at: usize) -> bool {
 }
 
 /// Changes every byte of a block of a node's log; false when there is none yet.
-pub(super) fn overwrite(random: &mut Random, cluster: &Cluster, at: usize) -> bool {
+pub(super) fn overwrite(random: &mut Random, cluster: &mut Cluster, at: usize) -> bool {
     let Some((path, offset)) = place(random, cluster, at) else {
         return false;
     };
+    cluster.nodes[at].log_damaged = true;
     for byte in 0..BLOCK_BYTES {
         let bit = random.below(8) as u8;
         cluster.nodes[at].disk().flip_bit(&path, offset + byte, bit);

@@ -27,10 +27,16 @@ pub struct Membership {
 impl Membership {
     /// Does what is due; the second leader of a term is a problem.
     pub fn tend(&mut self, cluster: &Cluster) {
+        self.look(cluster);
         if cluster.now_ms < self.next_ms {
             return;
         }
         self.next_ms = cluster.now_ms + LOOK_MS;
+        self.complete(cluster);
+    }
+
+    /// R5: in one term one node says that it leads.
+    fn look(&mut self, cluster: &Cluster) {
         for node in &cluster.nodes {
             let Some(status) = node.status() else {
                 continue;
@@ -46,7 +52,6 @@ impl Membership {
                 ));
             }
         }
-        self.complete(cluster);
     }
 
     /// Whether exactly the nodes of the cluster vote, as the newest leader sees it.

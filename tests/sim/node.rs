@@ -4,16 +4,16 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use raftmq::clock::Clock;
 use raftmq::config::{BrokerConfig, FlushDiskType, Surroundings};
-use raftmq::host::{Host, Simulation, simulate};
+use raftmq::host::{AppliedEntry, Host, Simulation, simulate};
 use raftmq::http::AdminOps;
 use raftmq::status::RaftStatus;
-use raftmq_store::{Disk, synced_watermark};
+use raftmq_store::{Disk, LogId, synced_watermark};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -22,8 +22,11 @@ use tokio::time::Instant;
 use super::client::BROKER_NAME;
 use super::disk::{Change, SimDisk};
 use super::image::{Crash, Standing};
+use super::ledger::Ledger;
 use super::net::{HostId, Network, address};
 use super::random::Random;
+use super::replicas;
+use super::vote_file::{Saved, VoteFile};
 
 /// Port of the remoting protocol.
 pub const CLIENT_PORT: u16 = 10_911;
@@ -69,6 +72,31 @@ pub struct Node {
     pace_rest: u64,
     /// Since when its disk is full.
     pub full_since_ms: Option<u64>,
+    ledger: SharedLedger,
+    vote_file: VoteFile,
+    /// Whether it keeps back its vote, as far as its disk tells.
+    guarded: bool,
+    /// Whether its log was damaged, in this life or an earlier one.
+    pub log_damaged: bool,
+    /// Whether the process was asked to stop.
+    asked_to_stop: bool,
+}
+
+/// The ledger of the cluster.
+pub type SharedLedger = Arc<Mutex<Ledger>>;
+
+/// The ledger, for a moment.
+pub(super) fn lock(ledger: &SharedLedger) -> MutexGuard<'_, Ledger> {
+    ledger.lock().expect("a panic ends the simulation")
+}
+
+/// How a process ended by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnEnd {
+    /// What it said.
+    pub reason: String,
+    /// Whether it was asked to, or its disk gave it a reason.
+    pub explained: bool,
 }
 
 /// A wall clock that nemeses set.
@@ -112,6 +140,7 @@ struct Kernel {
     disk: SimDisk,
     network: Network,
     host: HostId,
+    ledger: SharedLedger,
     /// Why the process ended itself, and how many changes its disk had seen by then.
     ended: RefCell<Option<(String, usize)>>,
 }
@@ -132,6 +161,16 @@ impl Simulation for Kernel {
             self.network.stop(self.host, true);
         }
     }
+
+    fn applied(&self, entry: AppliedEntry<'_>) {
+        if self.ended.borrow().is_none() {
+            lock(&self.ledger).applied(self.host, &entry);
+        }
+    }
+
+    fn acknowledgeable(&self, first: LogId, last: LogId) {
+        lock(&self.ledger).acknowledgeable(self.host, first, last);
+    }
 }
 
 /// How a process is ended from outside.
@@ -145,7 +184,13 @@ pub enum End {
 
 impl Node {
     /// A machine with an empty disk that is switched off.
-    pub fn new(id: HostId, settings: NodeSettings, network: &Network, seed: u64) -> Self {
+    pub fn new(
+        id: HostId,
+        settings: NodeSettings,
+        (network, ledger): (&Network, &SharedLedger),
+        seed: u64,
+    ) -> Self {
+        lock(ledger).forget(id);
         let (disk, standing) = Standing::settled([]);
         disk.set_quota(Some(settings.disk_bytes));
         Self {
@@ -162,6 +207,11 @@ impl Node {
             pace: 1_000,
             pace_rest: 0,
             full_since_ms: None,
+            ledger: Arc::clone(ledger),
+            vote_file: VoteFile::default(),
+            guarded: false,
+            log_damaged: false,
+            asked_to_stop: false,
         }
     }
 
@@ -254,6 +304,7 @@ impl Node {
             disk: self.disk.clone(),
             network: self.network.clone(),
             host: self.id,
+            ledger: Arc::clone(&self.ledger),
             ended: RefCell::new(None),
         });
         let host = Host {
@@ -317,14 +368,15 @@ impl Node {
     }
 
     /// Asks the process to stop in good order; it is given time by [`Node::run`].
-    pub fn ask_to_stop(&self) {
+    pub fn ask_to_stop(&mut self) {
         if let Some(process) = &self.process {
+            self.asked_to_stop = true;
             process.shutdown.send_replace(true);
         }
     }
 
-    /// Lets the process do what there is to do in the next `ms`. The reason, if it ended.
-    pub fn run(&mut self, ms: u64) -> Option<String> {
+    /// Lets the process do what there is to do in the next `ms`. How it ended, if it did.
+    pub fn run(&mut self, ms: u64) -> Option<OwnEnd> {
         self.clock.passed_ms.fetch_add(ms, Ordering::Relaxed);
         let here = ms * self.pace + self.pace_rest;
         self.pace_rest = here % 1_000;
@@ -340,16 +392,27 @@ impl Node {
         });
         let own = process.kernel.ended.borrow().clone();
         if let Some((reason, changes)) = own {
-            self.end(End::Killed, Some(changes));
-            return Some(reason);
+            return Some(self.end_of_its_own(reason, Some(changes)));
         }
         if process.main.is_finished() {
             let result = process.runtime.block_on(&mut process.main);
-            self.end(End::Killed, None);
             let result = result.expect("a panic ends the simulation");
-            return Some(result.map_or_else(|error| error.to_string(), |()| "stopped".to_owned()));
+            let reason = result.map_or_else(|error| error.to_string(), |()| "stopped".to_owned());
+            return Some(self.end_of_its_own(reason, None));
         }
+        self.settle();
         None
+    }
+
+    fn end_of_its_own(&mut self, reason: String, changes: Option<usize>) -> OwnEnd {
+        let explained = is_explained(
+            &reason,
+            self.asked_to_stop,
+            self.disk.failures(),
+            self.log_damaged,
+        );
+        self.end(End::Killed, changes);
+        OwnEnd { reason, explained }
     }
 
     /// Ends the process from outside.
@@ -383,6 +446,8 @@ impl Node {
         };
         self.disk.set_quota(Some(self.settings.disk_bytes));
         self.last_change = None;
+        self.vote_file.restart();
+        self.asked_to_stop = false;
     }
 
     /// Takes the changes so far into what a crash is made from.
@@ -392,9 +457,30 @@ impl Node {
     }
 
     fn take_in(&mut self, changes: impl Iterator<Item = Change>) {
+        let mut saved = Vec::new();
         for change in changes {
+            saved.extend(self.vote_file.see(&change));
             self.standing.apply(&change);
             self.last_change = Some(change);
+        }
+        for saved in saved {
+            match saved {
+                Saved::Vote(vote) => lock(&self.ledger).voted(self.id, vote),
+                Saved::Guarded(guarded) => {
+                    if self.guarded && !guarded {
+                        self.guard_ended();
+                    }
+                    self.guarded = guarded;
+                }
+            }
+        }
+    }
+
+    /// Shows the ledger what the log holds now.
+    fn guard_ended(&self) {
+        // A log that is damaged elsewhere meanwhile is not looked at.
+        if let Ok((purged, terms)) = replicas::terms(self) {
+            lock(&self.ledger).guard_ended(self.id, purged, &terms);
         }
     }
 
@@ -413,4 +499,28 @@ impl Node {
         (self.disk, self.standing) = Standing::settled(files);
         self.disk.set_quota(Some(self.settings.disk_bytes));
     }
+
+    /// Puts older files in the place of those of a machine that is switched off. What it said since
+    /// then it does not know.
+    pub fn restore(&mut self, older: Vec<(PathBuf, Vec<u8>)>) {
+        self.edit_files(|files| *files = older);
+        self.guarded = false;
+        lock(&self.ledger).forget(self.id);
+    }
+}
+
+/// Whether a process may have ended so: asked to, or after its disk has failed it. A log that was
+/// damaged may be beyond mending as long as others are away.
+fn is_explained(reason: &str, asked: bool, failures: u64, log_damaged: bool) -> bool {
+    asked && reason == "stopped" || failures > 0 || log_damaged
+}
+
+#[test]
+fn a_process_that_ends_without_a_reason_is_found() {
+    assert!(!is_explained("raft failed", false, 0, false));
+    assert!(!is_explained("stopped", false, 0, false));
+    assert!(!is_explained("raft failed", true, 0, false));
+    assert!(is_explained("stopped", true, 0, false));
+    assert!(is_explained("the log cannot be written", false, 1, false));
+    assert!(is_explained("raft failed", false, 0, true));
 }

@@ -36,7 +36,7 @@ pub fn check(nodes: &[Node]) -> Vec<String> {
             Err(error) => return vec![format!("R0: n{} cannot be opened: {error}", node.id)],
         }
     }
-    let mut problems = one_leader(&held);
+    let mut problems = Vec::new();
     for (at, (id, one)) in held.iter().enumerate() {
         for (other_id, other) in &held[at + 1..] {
             let pair = format!("n{id} and n{other_id}");
@@ -48,14 +48,18 @@ pub fn check(nodes: &[Node]) -> Vec<String> {
     problems
 }
 
-fn read(node: &Node) -> Result<Held, StoreError> {
-    let files = node.disk().files();
-    let disk: Arc<dyn Disk> = Arc::new(SimDisk::of_files(files.clone()));
+/// The log of a node, and the rest of its disk.
+fn open(node: &Node) -> Result<(Arc<CommitLog>, Arc<dyn Disk>), StoreError> {
+    let disk: Arc<dyn Disk> = Arc::new(SimDisk::of_files(node.disk().files()));
     let config = LogConfig {
         segment_bytes: node.segment_bytes(),
         ..LogConfig::new(Node::segments())
     };
-    let (log, _flusher, _preallocator, _) = CommitLog::open(Arc::clone(&disk), config, None)?;
+    let (log, ..) = CommitLog::open(Arc::clone(&disk), config, None)?;
+    Ok((log, disk))
+}
+
+fn entries(log: &CommitLog) -> Result<BTreeMap<u64, StoredEntry>, StoreError> {
     let mut entries = BTreeMap::new();
     let mut next = log.purged_id().map_or(0, |purged| purged.index + 1);
     let end = log.last_id().map_or(0, |last| last.index + 1);
@@ -65,6 +69,21 @@ fn read(node: &Node) -> Result<Held, StoreError> {
             entries.insert(entry.id.index, entry);
         }
     }
+    Ok(entries)
+}
+
+/// Index of the last purged entry, and the term of each that is there, as the disk holds it.
+pub(super) fn terms(node: &Node) -> Result<(Option<u64>, BTreeMap<u64, u64>), StoreError> {
+    let (log, _) = open(node)?;
+    let terms = entries(&log)?.into_iter();
+    let terms = terms.map(|(index, entry)| (index, entry.id.term));
+    Ok((log.purged_id().map(|id| id.index), terms.collect()))
+}
+
+fn read(node: &Node) -> Result<Held, StoreError> {
+    let (log, disk) = open(node)?;
+    let entries = entries(&log)?;
+    let files = node.disk().files();
     let dir = CheckpointDir::open(disk, &Path::new(ROOT).join("checkpoint"))?;
     let mut checkpoints = BTreeMap::new();
     for index in dir.list()? {
@@ -82,22 +101,6 @@ fn read(node: &Node) -> Result<Held, StoreError> {
         checkpoints,
         files: named.collect(),
     })
-}
-
-/// R1: in one term only one node appends.
-fn one_leader(held: &[(u8, Held)]) -> Vec<String> {
-    let mut leaders: BTreeMap<u64, u64> = BTreeMap::new();
-    let mut problems = Vec::new();
-    for (id, one) in held {
-        for entry in one.entries.values() {
-            let leader = *leaders.entry(entry.id.term).or_insert(entry.id.node);
-            if leader != entry.id.node {
-                let (term, node) = (entry.id.term, entry.id.node);
-                problems.push(format!("R1: n{id} has term {term} of {node} and {leader}"));
-            }
-        }
-    }
-    problems
 }
 
 /// R2: at one index stands one entry.

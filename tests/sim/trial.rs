@@ -11,7 +11,7 @@ use super::drain::{catch_up, drain};
 use super::history::{Outcome, Send};
 use super::membership::Membership;
 use super::nemesis::{Fault, Nemesis};
-use super::node::{End, Node, NodeSettings};
+use super::node::{End, Node, NodeSettings, lock};
 use super::oracle;
 use super::random::Random;
 use super::replicas;
@@ -59,6 +59,8 @@ pub struct Report {
     pub ends: BTreeMap<String, u64>,
     /// Changes of the membership that were asked for.
     pub membership_changes: u64,
+    /// Guards that ended, and were looked at.
+    pub guards_ended: u64,
     /// How long it took after the last fault until everything could be done. Unit: ms.
     pub recovered_ms: u64,
     /// Equal for equal runs: everything that went over the network, with its time.
@@ -289,6 +291,10 @@ impl Trial {
             .problems
             .append(&mut self.cluster.membership.problems);
         report.problems.append(&mut self.cluster.problems);
+        let mut ledger = lock(&self.cluster.ledger);
+        report.problems.append(&mut ledger.take_problems());
+        report.guards_ended = ledger.guards_ended;
+        drop(ledger);
         report.trace = self.cluster.network.trace();
         report
     }

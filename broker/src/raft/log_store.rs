@@ -21,6 +21,7 @@ use tokio::time::{Instant, sleep};
 use super::boundary::SnapshotBoundaries;
 use super::repair;
 use super::types::{Entry, LogId, TypeConfig, Vote, from_stored, log_id, store_id, to_stored};
+use crate::host::simulated;
 
 /// Most bytes of entries one read for replication returns (at least one entry always).
 /// Bounds the size of an append request; larger ones gain nothing on loopback or a LAN.
@@ -302,11 +303,16 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             .into_iter()
             .map(to_stored)
             .collect::<Result<Vec<_>, _>>()?;
+        let ids = entries.first().zip(entries.last());
+        let ids = ids.map(|(first, last)| (first.id, last.id));
+        let done = move |result: io::Result<()>| {
+            if let (Ok(()), Some((first, last))) = (&result, ids) {
+                simulated(|simulation| simulation.acknowledgeable(first, last));
+            }
+            callback.io_completed(result);
+        };
         self.log
-            .append(
-                entries,
-                Box::new(move |result| callback.io_completed(result)),
-            )
+            .append(entries, Box::new(done))
             .map_err(storage_error)
     }
 

@@ -18,14 +18,14 @@ use openraft::{
     storage::{EntryResponder, RaftStateMachine},
 };
 use raftmq_state::Output;
-use raftmq_store::{CommitLog, LogId as StoreLogId, StoreError, checkpoint::Checkpoint};
+use raftmq_store::{CommitLog, EntryKind, LogId as StoreLogId, StoreError, checkpoint::Checkpoint};
 use tokio::{task::yield_now, time::Instant};
 
 use super::{
     log_store::{SnapshotBoundary, storage_error},
     repair::blocking,
     types::{
-        Batch, LogId, Replies, Snapshot, SnapshotMeta, StoredMembership, TypeConfig,
+        Batch, Entry, LogId, Replies, Snapshot, SnapshotMeta, StoredMembership, TypeConfig,
         decode_membership, encode_membership, log_id, store_id,
     },
 };
@@ -33,6 +33,7 @@ use crate::{
     checkpoint::{
         self, CheckpointWriter, Checkpoints, Job, MembershipRecord, Restored, checkpoint_at,
     },
+    host::{AppliedEntry, is_simulated, simulated},
     machine::Machine,
     metrics::Metrics,
 };
@@ -243,6 +244,33 @@ impl RaftMachine {
     }
 }
 
+/// Shows a simulation what was applied, so that it can compare its processes.
+fn show(entry: &Entry) -> Result<(), io::Error> {
+    if !is_simulated() {
+        return Ok(());
+    }
+    let (kind, payload, physical_offset) = match &entry.payload {
+        EntryPayload::Blank => (EntryKind::Blank, Bytes::new(), 0),
+        EntryPayload::Normal(batch) => (
+            EntryKind::Normal,
+            batch.payload.clone(),
+            batch.physical_offset,
+        ),
+        EntryPayload::Membership(membership) => {
+            (EntryKind::Membership, encode_membership(membership)?, 0)
+        }
+    };
+    let applied = AppliedEntry {
+        index: entry.log_id.index(),
+        term: entry.log_id.committed_leader_id().term,
+        kind,
+        payload: &payload,
+        physical_offset,
+    };
+    simulated(|simulation| simulation.applied(applied));
+    Ok(())
+}
+
 /// Where a checkpoint may stand to be sent: Raft has the entries after it, and has applied it.
 fn indexes_for_snapshot(log: &CommitLog, applied: Option<&LogId>) -> RangeInclusive<u64> {
     let purged = log.purged_id().map_or(0, |purged| purged.index);
@@ -401,6 +429,7 @@ impl RaftStateMachine<TypeConfig> for RaftMachine {
                 }
             };
             self.applied = Some(entry.log_id);
+            show(&entry)?;
             if let Some(responder) = responder {
                 responder.send(replies);
             }
