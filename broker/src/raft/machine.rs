@@ -57,12 +57,18 @@ const TURN_COMMANDS: u32 = 1024;
 pub(crate) struct SnapshotTarget(Arc<AtomicU64>);
 
 impl SnapshotTarget {
-    /// The checkpoint that stands for what is purged already.
-    pub(crate) fn begin(log: &CommitLog, checkpoints: &Checkpoints) -> Self {
+    /// The checkpoint that stands for what is purged already, and reaches no further than the state
+    /// that was restored: Raft would replace that.
+    pub(crate) fn begin(
+        log: &CommitLog,
+        checkpoints: &Checkpoints,
+        restored: Option<StoreLogId>,
+    ) -> Self {
         let target = Self::default();
         if let Some(purged) = log.purged_id() {
-            let rolls = checkpoints.rolls().into_iter().map(|roll| roll.id.index);
-            let roll = rolls.into_iter().find(|index| *index >= purged.index);
+            let among = purged.index..=restored.map_or(0, |restored| restored.index);
+            let mut rolls = checkpoints.rolls().into_iter().map(|roll| roll.id.index);
+            let roll = rolls.find(|index| among.contains(index));
             // Without one, whatever is whole stands for it.
             target.raise(roll.unwrap_or(purged.index).max(1));
         }

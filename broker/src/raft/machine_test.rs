@@ -74,7 +74,7 @@ fn node() -> Node {
     let writer =
         CheckpointWriter::start(Arc::clone(&checkpoints), Arc::clone(machine.log()), queues);
     let raft_machine = RaftMachine::new(RaftMachineParts {
-        snapshot_target: SnapshotTarget::begin(machine.log(), &checkpoints),
+        snapshot_target: SnapshotTarget::begin(machine.log(), &checkpoints, Some(id(APPLIED))),
         machine,
         checkpoints: Arc::clone(&checkpoints),
         writer,

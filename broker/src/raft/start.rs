@@ -91,7 +91,7 @@ pub(super) fn raft_machine(
         Arc::clone(log),
         Arc::clone(parts.machine.index()),
     );
-    let snapshot_target = SnapshotTarget::begin(log, &parts.checkpoints);
+    let snapshot_target = SnapshotTarget::begin(log, &parts.checkpoints, parts.applied);
     let machine = RaftMachine::new(RaftMachineParts {
         machine: Arc::clone(&parts.machine),
         checkpoints: Arc::clone(&parts.checkpoints),
