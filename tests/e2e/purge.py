@@ -3,7 +3,8 @@
 
 While it is down, the others delete expired segments because the tools ask for it (request 329). It
 comes up by a snapshot and the entries after it, has the same state, and serves as leader. Then it
-is killed with -9 KILLS times while such a snapshot is being installed. In the end no metric that
+is killed with -9 KILLS times while such a snapshot is being installed. Then it comes back with a damaged
+file of its log that the others have deleted, while only one of them is up. In the end no metric that
 traffic moves is zero.
 """
 
@@ -17,6 +18,7 @@ import time
 import configured as own
 import cluster as e2e
 import grpc
+import log_files
 import remoting
 
 SEGMENT_BYTES = 1 << 20
@@ -82,6 +84,7 @@ def run(checks):
             come_back(checks, group, follower, f"kill {number + 1}, {moment.__doc__}", killed_at(moment))
         moved = (group.folder / f"{follower}.log").read_text(errors="replace").count(MOVED)
         print(f"{moved} of {kills} kills fell between the stored snapshot and the moved log")
+        damaged(checks, group, follower)
         last = send(group, "after")
         check_readable(checks, group, last)
         check_metrics(checks, group)
@@ -158,6 +161,37 @@ def come_back(checks, group, follower, name, bring_back):
     )
     compare(checks, group, follower, name, topic)
     return load
+
+
+def damaged(checks, group, follower):
+    """The follower comes back with a damaged file that the others have deleted; one of them is away."""
+    send(group, "damaged_before")
+    group.await_all_equal()
+    group.end([follower], signal.SIGTERM)
+    leader = group.await_leader(besides=(follower,))
+    load = send(group, "damaged_sent")
+    purge(group, (follower,))
+    third = next(name for name in group.all_nodes if name not in (leader, follower))
+    log = log_files.Log(group.all_nodes[follower]["dataDir"])
+    # Neither the file where its log begins nor the one that it wrote last.
+    base = log.segments()[1]
+    log.flip(base, base + 9)
+    group.end([third], signal.SIGTERM)
+    group.restart(follower)
+    e2e.await_that(f"{follower} to start", 60, lambda: group.status(follower))
+    group.await_caught_up(follower)
+    text = (group.folder / f"{follower}.log").read_text(errors="replace")
+    checks.check(
+        PURGED in text and not group.deaths and len(log.segments()) > 0,
+        f"damage at {base} that others have deleted: {follower} starts behind it",
+        text[-2000:],
+    )
+    withheld = group.metric(follower, "raftmq_raft_votes_withheld")
+    checks.check(withheld == 0, f"{follower} may vote, it has lost nothing", withheld)
+    check_readable(checks, group, send(group, "damaged_led"))
+    group.restart(third)
+    group.await_caught_up(third)
+    check_readable(checks, group, load)
 
 
 def commit(group, leader, topic):
@@ -280,6 +314,7 @@ def by_chance(_names):
 
 # The log is moved to the snapshot just after it was stored, which is the moment worth most.
 MOMENTS = (stored, being_written, stored, by_chance)
+PURGED = "begin the log at a checkpoint behind it"
 MOVED = "move the log to the installed snapshot"
 
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::log_tests::{DIR, config, open};
+use crate::log_tests::{DIR, append_flushed, config, open};
 use crate::repair_tests::{segment, whole_log};
 use crate::test_disk::MemoryDisk;
 use crate::*;
@@ -153,6 +153,41 @@ fn a_log_that_begins_beyond_its_end_is_empty_there_and_a_lost_end_behind_its_beg
     drop(survey);
     let (log, ..) = open(&disk, None).unwrap();
     assert_eq!((log.last_id(), log.is_guarded()), (Some(position.id), true));
+}
+
+#[test]
+fn what_follows_another_entry_than_the_new_beginning_goes_wherever_that_is_interrupted() {
+    let (whole, bases) = whole_log();
+    // The same shape, with other terms from the fifth entry on.
+    let other = MemoryDisk::default();
+    let (log, ..) = open(&other, None).unwrap();
+    append_flushed(&log, 1, 4, 30);
+    append_flushed(&log, 5, 4, 2000);
+    append_flushed(&log, 5, 9, 100);
+    append_flushed(&log, 5, 1, 9000);
+    append_flushed(&log, 5, 12, 200);
+    drop(log);
+    let position = position_before(&other, bases[2]);
+    let begin = |disk: &MemoryDisk| {
+        let mut survey = Survey::begin(Arc::new(disk.clone()), config(), None)?;
+        survey.begin_at(&position)?;
+        assert!(matches!(survey.next_damage()?, Found::End));
+        Ok::<_, StoreError>(())
+    };
+    for changes in 0.. {
+        let disk = whole.fork();
+        disk.stop_after(Some(changes));
+        let done = begin(&disk).is_ok();
+        disk.stop_after(None);
+        disk.crash();
+        begin(&disk).unwrap();
+        let (log, ..) = open(&disk, None).unwrap();
+        assert_eq!(log.last_id(), Some(position.id));
+        assert!(!log.is_guarded());
+        if done {
+            return;
+        }
+    }
 }
 
 #[test]
