@@ -252,6 +252,7 @@ impl Consensus {
             metrics: Arc::clone(&parts.metrics),
         };
         let confirmer = Confirmer::new(raft.clone(), local.id, transport.clone(), runtime.clone());
+        let stopping = Arc::<AtomicBool>::default();
         let pulse = pulse_of(&runtime, raft.clone());
         let watched = watch_role::start(
             &runtime,
