@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use raftmq::config::FlushDiskType;
-use raftmq_store::{CommitLog, LogConfig};
+use raftmq_store::{CommitLog, LogConfig, end_guard};
 use raftmq_tests::sim::client::Client;
 use raftmq_tests::sim::cluster::Cluster;
 use raftmq_tests::sim::disk::SimDisk;
@@ -76,12 +76,7 @@ impl Group {
     }
 
     fn leader(&self) -> (usize, u64) {
-        let leads = |at: &usize| {
-            let status = self.cluster.nodes[*at].status();
-            status.is_some_and(|status| status.leader_id == Some(status.node_id))
-        };
-        let at = (0..3).find(leads).unwrap();
-        (at, self.cluster.nodes[at].status().unwrap().term)
+        leader_of(&self.cluster).unwrap()
     }
 
     fn last(&self, at: usize) -> Option<u64> {
@@ -154,6 +149,91 @@ fn a_follower_with_an_older_copy_of_its_volume_is_guarded_until_it_has_caught_up
         !log_on_disk(&mut cluster.nodes[follower], |log| log.is_guarded())
     });
     assert!(ended, "it has everything and does not vote");
+}
+
+/// What came of a group in which one node is guarded and another one, the leader, never comes back.
+struct Left {
+    group: Group,
+    guarded: usize,
+}
+
+impl Left {
+    /// `later_term`: with an election after the guarded node had acknowledged for the last time.
+    fn new(later_term: bool, seed: u64) -> Self {
+        let mut group = Group::start(FlushDiskType::SyncFlush, seed);
+        let (leader, term) = group.leader();
+        let guarded = (leader + 1) % 3;
+        group.send(leader, 5);
+        group.catch_up(leader);
+        let node = &mut group.cluster.nodes[guarded];
+        node.kill(End::Killed);
+        node.edit_files(guard);
+        if later_term {
+            group.cluster.nodes[leader].kill(End::Killed);
+            group.cluster.nodes[leader].start();
+            let elected = group.cluster.step_until(READY_MS, |cluster| {
+                leader_of(cluster).is_some_and(|(_, later)| later > term)
+            });
+            assert!(elected, "no leader of two");
+        }
+        let (leader, _) = group.leader();
+        group.send(leader, MEANWHILE);
+        group.cluster.nodes[leader].kill(End::Killed);
+        group.cluster.nodes[guarded].start();
+        Self { group, guarded }
+    }
+
+    fn has_leader(&mut self) -> bool {
+        let cluster = &mut self.group.cluster;
+        cluster.step_until(READY_MS, |cluster| leader_of(cluster).is_some())
+    }
+}
+
+#[test]
+fn a_guarded_node_helps_one_that_ends_in_a_later_term() {
+    let mut left = Left::new(true, 3);
+    assert!(
+        left.has_leader(),
+        "the third node has everything for certain"
+    );
+    let (leader, _) = left.group.leader();
+    assert_ne!(leader, left.guarded, "a guarded node does not stand");
+    left.group.send(leader, 1);
+}
+
+#[test]
+fn a_guarded_node_helps_nobody_who_may_lack_what_is_lost_but_on_the_word_of_an_operator() {
+    let mut left = Left::new(false, 4);
+    assert!(!left.has_leader(), "the third node may lack something");
+    let node = &mut left.group.cluster.nodes[left.guarded];
+    node.kill(End::Killed);
+    node.edit_files(|files| {
+        let disk = SimDisk::of_files(files.clone());
+        assert!(end_guard(&disk, &Node::segments()).unwrap());
+        *files = disk.files();
+    });
+    node.start();
+    assert!(left.has_leader(), "nothing keeps it from voting");
+}
+
+fn leader_of(cluster: &Cluster) -> Option<(usize, u64)> {
+    (0..3).find_map(|at| {
+        let status = cluster.nodes[at].status()?;
+        (status.leader_id == Some(status.node_id)).then_some((at, status.term))
+    })
+}
+
+/// Marks a log as one that lost its end.
+fn guard(files: &mut Files) {
+    let disk = Arc::new(SimDisk::of_files(files.clone()));
+    let config = LogConfig {
+        segment_bytes: 64 << 10,
+        ..LogConfig::new(Node::segments())
+    };
+    let (log, ..) = CommitLog::open(Arc::clone(&disk) as _, config, None).unwrap();
+    log.begin_guard().unwrap();
+    drop(log);
+    *files = disk.files();
 }
 
 /// What the log of a node is like that opens what is on its disk now.
