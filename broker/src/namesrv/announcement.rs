@@ -96,6 +96,12 @@ impl Announcement {
         Some(newest.into_values().collect())
     }
 
+    /// Encodes all topics now, so that the tasks of the name servers do not wait for each other.
+    pub(crate) fn prepare(&self) {
+        // An error is told to each who asks.
+        let _ = self.body();
+    }
+
     /// All topics, encoded by the first who asks.
     ///
     /// Encoding ten thousand topics takes a worker some 10 ms. It is not handed to the threads that

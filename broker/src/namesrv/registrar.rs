@@ -27,8 +27,9 @@ use super::announcement::{Announcement, RegisteredRole, RegistrarInput, topic_re
 use super::link::{Link, LinkError, LinkEvent};
 use crate::config::BrokerConfig;
 use crate::limits::{
-    NAMESRV_PAUSE_PER_TOPIC, NAMESRV_REGISTER_RETRY, NAMESRV_REGISTER_TIMEOUT,
-    NAMESRV_TOPICS_IN_FLIGHT_MAX, NAMESRV_TOPICS_PAUSE, NAMESRV_UNREGISTER_TIMEOUT,
+    NAMESRV_DEMOTION_PAUSE, NAMESRV_PAUSE_PER_TOPIC, NAMESRV_REGISTER_RETRY,
+    NAMESRV_REGISTER_TIMEOUT, NAMESRV_TOPICS_IN_FLIGHT_MAX, NAMESRV_TOPICS_PAUSE,
+    NAMESRV_UNREGISTER_TIMEOUT,
 };
 use crate::metrics::Metrics;
 use crate::net::{Net, Stream};
@@ -101,6 +102,7 @@ impl Registrar {
                 replaced: None,
                 registered: BTreeMap::new(),
                 said: None,
+                demoted_due: None,
                 to_tell: VecDeque::new(),
                 takes_topics: true,
                 not_before: Instant::now(),
@@ -176,6 +178,8 @@ struct Registration {
     /// registers. An address leaves only when the name server has confirmed that.
     registered: BTreeMap<String, u64>,
     said: Option<Said>,
+    /// This broker led and does not any more: the next leader may register until then.
+    demoted_due: Option<Instant>,
     /// Single topics, each with the number of its change.
     to_tell: VecDeque<(u64, Arc<TopicConfig>)>,
     /// Whether this name server knows requests for single topics; those before RocketMQ 5 do not.
@@ -201,6 +205,9 @@ impl Registration {
         tokio::pin!(stop);
         loop {
             let wanted = input.borrow_and_update().clone();
+            if let Some(wanted) = &wanted {
+                self.note_demotion(&wanted.role);
+            }
             let wake = wanted.as_ref().map(|wanted| self.advance(wanted));
             // Every branch can be dropped: what is under way is kept in `self`.
             tokio::select! {
@@ -219,6 +226,22 @@ impl Registration {
             tracing::debug!(name_server = %self.status.address, "not taken out in time");
         }
         self.status.registered.store(false, Ordering::Relaxed);
+    }
+
+    /// A name server that hears of the follower before it hears of the next leader has no master for
+    /// the group. An address of its own that the leader had stays registered in any case.
+    fn note_demotion(&mut self, wanted: &RegisteredRole) {
+        if wanted.broker_id == LEADER_BROKER_ID {
+            self.demoted_due = None;
+            return;
+        }
+        let led = self.said.as_ref().is_some_and(|said| {
+            said.role.broker_id == LEADER_BROKER_ID
+                && said.role.broker_address == wanted.broker_address
+        });
+        if led && self.demoted_due.is_none() {
+            self.demoted_due = Some(Instant::now() + NAMESRV_DEMOTION_PAUSE);
+        }
     }
 
     /// Begins what is to be done next; returns when to look again, if nothing happens before.
@@ -248,7 +271,10 @@ impl Registration {
         let said = self.said.as_ref();
         let said = said.filter(|said| said.role == wanted.role);
         let Some((again, version)) = said.map(|said| (said.again, said.version)) else {
-            return self.register(wanted);
+            return match self.demoted_due {
+                Some(due) if due > now => Some(due),
+                _ => self.register(wanted),
+            };
         };
         if self.not_before > now {
             return Some(self.not_before);
@@ -338,6 +364,7 @@ impl Registration {
             again,
         });
         self.to_tell.clear();
+        self.demoted_due = None;
         let now = Instant::now();
         self.period_due = now + self.identity.period;
         let topics = u32::try_from(topics).unwrap_or(u32::MAX);
@@ -460,6 +487,9 @@ impl Registration {
 
     /// Takes out what may be registered, over the open connection or another one.
     async fn withdraw(&mut self) {
+        if let Some(due) = self.demoted_due {
+            sleep_until(due).await;
+        }
         while let Some((address, broker_id)) = self.registered.first_key_value() {
             let (address, broker_id) = (address.clone(), *broker_id);
             match &self.connection {

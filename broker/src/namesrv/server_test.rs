@@ -16,8 +16,8 @@ use tokio::time::{sleep, timeout};
 use super::{Announcements, RegisteredRole, Registrar, RegistrarInput, register_body, serve};
 use crate::config::{BrokerConfig, NamesrvConfig, Surroundings};
 use crate::limits::{
-    CONFIG_REQUEST_BYTES_MAX, NAMESRV_REGISTER_RETRY, NAMESRV_REGISTER_TIMEOUT,
-    NAMESRV_UNREGISTER_TIMEOUT,
+    CONFIG_REQUEST_BYTES_MAX, NAMESRV_DEMOTION_PAUSE, NAMESRV_REGISTER_RETRY,
+    NAMESRV_REGISTER_TIMEOUT, NAMESRV_UNREGISTER_TIMEOUT,
 };
 use crate::net::Net;
 use crate::net::memory::MemoryNet;
@@ -627,6 +627,34 @@ async fn a_topic_that_changes_is_told_alone() {
     telling.publish(1);
     telling.serve("103").await;
     telling.expect_nothing().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_leader_of_the_past_lets_the_next_one_register_first() {
+    let home = tempfile::tempdir().unwrap();
+    let net = MemoryNet::default();
+    let namesrv = Namesrv::start(&net, 9876, home.path()).await;
+    let mut client = namesrv.client().await;
+    let old = registered(&net, home.path(), &["127.0.0.1:9876"]);
+    let new = registered(&net, home.path(), &["127.0.0.1:9876"]);
+    old.role.send_replace(input(0, "old:1", 1));
+    new.role.send_replace(input(2, "new:1", 1));
+    await_addresses(&mut client, &[("0", "old:1"), ("2", "new:1")]).await;
+    old.role.send_replace(input(1, "old:1", 2));
+    sleep(NAMESRV_DEMOTION_PAUSE / 2).await;
+    await_addresses(&mut client, &[("0", "old:1"), ("2", "new:1")]).await;
+    new.role.send_replace(input(0, "new:1", 2));
+    sleep(NAMESRV_DEMOTION_PAUSE).await;
+    await_addresses(&mut client, &[("0", "new:1"), ("1", "old:1")]).await;
+    // The same at a stop; nobody leads then, so the address goes all the same.
+    new.role.send_replace(input(2, "new:1", 3));
+    sleep(SOON / 10).await;
+    new.shutdown.send_replace(true);
+    sleep(NAMESRV_DEMOTION_PAUSE / 2).await;
+    await_addresses(&mut client, &[("0", "new:1"), ("1", "old:1")]).await;
+    new.registrar.stopped().await;
+    await_addresses(&mut client, &[("1", "old:1")]).await;
+    namesrv.stop().await;
 }
 
 #[tokio::test(start_paused = true)]

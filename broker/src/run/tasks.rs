@@ -77,7 +77,7 @@ pub(super) fn registration(broker: &Arc<Broker>) -> watch::Receiver<Option<Regis
         let reader = Arc::clone(&broker);
         let read: ReadTopics = Arc::new(move || handler::topic::topics_wrapper(&reader));
         let mut announcements = Announcements::new(read, 0);
-        let mut published = None;
+        let mut published: Option<(RegisteredRole, u64)> = None;
         loop {
             metadata.borrow_and_update();
             note_topics(&broker, &mut announcements);
@@ -87,6 +87,10 @@ pub(super) fn registration(broker: &Arc<Broker>) -> watch::Receiver<Option<Regis
                 let now = Some((current.clone(), announcements.version()));
                 if published != now {
                     let topics = announcements.publish(current.role_epoch);
+                    if published.is_none_or(|(role, _)| role != current) {
+                        // Every name server needs all topics.
+                        topics.prepare();
+                    }
                     let role = current;
                     if sender.send(Some(RegistrarInput { role, topics })).is_err() {
                         return;
