@@ -130,22 +130,6 @@ pub fn raft_frame_examples() -> Vec<Vec<u8>> {
         wire::encode_snapshot_begin(&vote, 1000),
         wire::encode_raw(Kind::SnapshotChunk, b"bytes"),
         wire::encode_vote_only(Kind::SnapshotResult, &vote),
-        repair::encode_request(RangeRequest {
-            physical: 7,
-            previous_crc: 8,
-            skip: 9,
-        }),
-        repair::encode_answer(&RangeAnswer::Bytes(Bytes::from_static(b"bytes"))),
-        repair_checkpoint::encode_request(repair_checkpoint::PartRequest {
-            behind: 7,
-            index: 8,
-            offset: 9,
-        }),
-        repair_checkpoint::encode_answer(Some(&repair_checkpoint::Part {
-            index: 8,
-            total: 100,
-            bytes: Bytes::from_static(b"bytes"),
-        })),
         wire::encode_raw(Kind::SnapshotReady, &[]),
         forward::encode_clock(1000),
         wire::encode_raw(Kind::LogEnd, &[]),
@@ -160,6 +144,7 @@ pub fn raft_frame_examples() -> Vec<Vec<u8>> {
     ];
     let answer = serde_json::to_vec(&HelloAnswer::default()).unwrap_or_default();
     frames.push(wire::encode_raw(Kind::HelloResult, &answer));
+    frames.extend(repair_examples());
     let mut out = BytesMut::new();
     for result in [
         Ok(Some(id)),
@@ -187,6 +172,28 @@ pub fn raft_frame_examples() -> Vec<Vec<u8>> {
         frames.push(forward::encode_answer(7, outcome));
     }
     frames.into_iter().map(|frame| frame.to_vec()).collect()
+}
+
+/// Of the channel for ranges and checkpoints.
+fn repair_examples() -> [Bytes; 4] {
+    [
+        repair::encode_request(RangeRequest {
+            physical: 7,
+            previous_crc: 8,
+            skip: 9,
+        }),
+        repair::encode_answer(&RangeAnswer::Bytes(Bytes::from_static(b"bytes"))),
+        repair_checkpoint::encode_request(repair_checkpoint::PartRequest {
+            behind: 7,
+            index: 8,
+            offset: 9,
+        }),
+        repair_checkpoint::encode_answer(Some(&repair_checkpoint::Part {
+            index: 8,
+            total: 100,
+            bytes: Bytes::from_static(b"bytes"),
+        })),
+    ]
 }
 
 fn hello_frame(channel: Channel) -> Bytes {

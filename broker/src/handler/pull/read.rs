@@ -23,6 +23,9 @@ const READ_GAP_MAX: u64 = 4 << 10;
 /// Bytes of one range read. Larger ones would hold more memory than they save reads.
 const READ_SPAN_MAX: u64 = 512 << 10;
 
+/// Units of a queue with their queue offsets.
+type Chosen = Vec<(u64, IndexUnit)>;
+
 /// How a read ended; the names are RocketMQ's and are sent as remark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Status {
@@ -47,7 +50,7 @@ pub(super) struct Found {
     /// Next offset of the queue.
     pub max: u64,
     /// Records to read, with their offsets in the queue.
-    pub chosen: Vec<(u64, IndexUnit)>,
+    pub chosen: Chosen,
     /// Number of the queue.
     queue: u32,
     /// Number of records in the body.
@@ -160,13 +163,8 @@ impl Wanted {
 
     /// Units that match and fit, with their queue offsets, and where the next scan begins; `None`
     /// when some are out of reach.
-    fn scan(
-        &self,
-        from: u64,
-        max: u64,
-        reach: Reach,
-    ) -> Result<Option<(Vec<(u64, IndexUnit)>, u64)>, StoreError> {
-        let mut chosen: Vec<(u64, IndexUnit)> = Vec::new();
+    fn scan(&self, from: u64, max: u64, reach: Reach) -> Result<Option<(Chosen, u64)>, StoreError> {
+        let mut chosen: Chosen = Vec::new();
         let (mut next, mut bytes, mut step) = (from, 0, self.messages_max);
         while next < max && next - from < SCAN_UNITS_MAX {
             let (index, queue) = (self.machine.index(), self.queue);
