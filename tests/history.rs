@@ -70,6 +70,7 @@ async fn load(brokers: Vec<String>, time: Duration) -> (Arc<Workload>, Vec<Strin
         pullers: 4,
         pause_ms: 5,
         deletes: false,
+        drops: false,
     };
     let workload = Workload::new(Arc::new(Mutex::new(brokers.clone())), load);
     workload.start(&net, u64::from(std::process::id()));

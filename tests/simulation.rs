@@ -24,6 +24,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use raftmq_tests::sim::classes::Classes;
 use raftmq_tests::sim::random::Random;
 use raftmq_tests::sim::trial::{Plan, Report, run};
 
@@ -119,6 +120,7 @@ fn live(seed: u64, seconds: u64) -> ExitCode {
         run(Plan {
             seed,
             faults_ms: seconds * 1_000,
+            classes: Classes::chosen(std::env::var("RAFTMQ_SIM_FAULTS").ok().as_deref()),
         })
     });
     let report = life.join().expect("a panic ends the process");
@@ -138,9 +140,10 @@ fn write(report: &Report, took: Duration) {
     println!("segments {}", report.trace.1);
     println!("recovered_ms {}", report.recovered_ms);
     println!("membership_changes {}", report.membership_changes);
+    println!("guards_ended {}", report.guards_ended);
     println!("trace {:016x}", report.trace.0);
     for (fault, times) in &report.faults {
-        println!("fault {fault:?} {times}");
+        println!("fault {fault} {times}");
     }
     for (reason, times) in &report.ends {
         println!("end {times} {reason}");
@@ -213,6 +216,7 @@ fn add(sums: &mut BTreeMap<String, u64>, lines: &[String]) {
         "acknowledged",
         "segments",
         "membership_changes",
+        "guards_ended",
     ] {
         *sums.entry(name.to_owned()).or_default() += value(lines, &format!("{name} "));
     }

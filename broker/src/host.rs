@@ -68,6 +68,9 @@ pub trait Simulation {
     /// The process has ended itself. Nothing that it does from now on may have an effect.
     fn end_process(&self, reason: &str);
 
+    /// Size of the parts in which a snapshot is sent, when it is not what it always is. Unit: bytes.
+    fn snapshot_part_bytes(&self) -> Option<usize>;
+
     /// The process has applied an entry.
     fn applied(&self, entry: AppliedEntry<'_>);
 

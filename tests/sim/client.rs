@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::history::{MessageId, Outcome};
 
 /// How long an answer is waited for: what RocketMQ's clients wait for a send.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Bytes of a message that are not its id.
 const PADDING_BYTES: usize = 100;
 /// `sysFlag` of a pull that brings its own subscription and does not wait, or waits.
@@ -31,6 +31,8 @@ pub struct Client {
     net: Arc<dyn Net>,
     connections: BTreeMap<String, Connection>,
     opaque: i32,
+    /// How long the next answer is waited for; then the connection is closed.
+    pub patience: Duration,
 }
 
 struct Connection {
@@ -71,6 +73,7 @@ impl Client {
             net,
             connections: BTreeMap::new(),
             opaque: 0,
+            patience: ANSWER_TIMEOUT,
         }
     }
 
@@ -89,7 +92,8 @@ impl Client {
                 input: BytesMut::new(),
             },
         };
-        let answer = tokio::time::timeout(ANSWER_TIMEOUT, connection.exchange(&request)).await;
+        let patience = std::mem::replace(&mut self.patience, ANSWER_TIMEOUT);
+        let answer = tokio::time::timeout(patience, connection.exchange(&request)).await;
         let Ok(Ok(answer)) = answer else {
             // What comes later belongs to nobody: the connection ends.
             return Err(NoAnswer::Unknown);

@@ -4,6 +4,7 @@
 //! there is to do, one after the other. What one sends reaches another in a later step, so that the
 //! order of the processes within a step has no meaning.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use raftmq::net::Net;
@@ -27,6 +28,10 @@ const RESTART_MS: (u64, u64) = (200, 3_000);
 const FULL_MS: u64 = 10_000;
 /// How the reasons of processes begin that could not write their logs.
 const LOG_FAILED: &str = "the log cannot be written";
+/// Greatest number of a node.
+const ID_MAX: HostId = 95;
+/// One of so many new nodes gets the id of one that has left.
+const RETURNS_ONE_IN: u64 = 3;
 /// What they contain then, when it was for want of space.
 const NO_SPACE: &str = "no storage space";
 
@@ -52,6 +57,12 @@ pub struct Cluster {
     pub brokers: Arc<Mutex<Vec<String>>>,
     settings: NodeSettings,
     last_id: HostId,
+    /// Ids of nodes that are gone for good.
+    retired: Vec<HostId>,
+    /// Whether ids of nodes that have left are given to new ones.
+    pub returns: bool,
+    /// Nodes that shall leave the group, and are then switched off.
+    pub leaving: BTreeSet<HostId>,
     /// Why processes ended, of their own accord.
     pub ends: Vec<(u64, HostId, String)>,
     /// Looks after who belongs to the group.
@@ -91,6 +102,9 @@ impl Cluster {
             brokers: Arc::new(Mutex::new(brokers)),
             settings,
             last_id: settings.nodes,
+            retired: Vec::new(),
+            returns: false,
+            leaving: BTreeSet::new(),
             network,
             random,
             ends: Vec::new(),
@@ -100,19 +114,85 @@ impl Cluster {
         }
     }
 
-    /// Puts a new machine with an empty disk in the place of one, under a new node id.
-    pub fn replace(&mut self, at: usize) {
+    /// Puts a new machine with an empty disk in the place of one, under another node id; false when
+    /// there is none left.
+    pub fn replace(&mut self, at: usize) -> bool {
+        let Some(node) = self.new_node() else {
+            return false;
+        };
         if self.nodes[at].is_up() {
             self.nodes[at].kill(End::PowerCut(Crash::Lost));
         }
-        self.last_id += 1;
-        let seed = self.random.number();
-        let shared = (&self.network, &self.ledger);
-        self.nodes[at] = Node::new(self.last_id, self.settings, shared, seed);
+        let old = std::mem::replace(&mut self.nodes[at], node);
+        self.retired.push(old.id);
         self.paused_until_ms[at] = 0;
         self.restart_later(at);
         let mut brokers = self.brokers.lock().expect("a panic ends the simulation");
         brokers[at] = self.nodes[at].client_address();
+        true
+    }
+
+    /// Adds new machines to the group; false when there are no ids left.
+    pub fn grow(&mut self, count: usize) -> bool {
+        for _ in 0..count {
+            let Some(node) = self.new_node() else {
+                return false;
+            };
+            let mut brokers = self.brokers.lock().expect("a panic ends the simulation");
+            brokers.push(node.client_address());
+            drop(brokers);
+            self.nodes.push(node);
+            self.restarts_ms.push(None);
+            self.paused_until_ms.push(0);
+            self.restart_later(self.nodes.len() - 1);
+        }
+        true
+    }
+
+    fn new_node(&mut self) -> Option<Node> {
+        let known = |id: &HostId| {
+            let raft_id = u64::from(*id) + 1;
+            let statuses = self.nodes.iter().filter_map(Node::status);
+            let mut members = statuses.flat_map(|status| {
+                let members = status.voters.iter().chain(&status.learners);
+                members.map(|member| member.id).collect::<Vec<u64>>()
+            });
+            members.any(|member| member == raft_id)
+        };
+        let free = self.retired.iter().position(|id| !known(id));
+        let again = self.returns && self.random.once_in(RETURNS_ONE_IN);
+        let id = match free.filter(|_| again) {
+            Some(at) => self.retired.remove(at),
+            None if self.last_id < ID_MAX => {
+                self.last_id += 1;
+                self.last_id
+            }
+            None => return None,
+        };
+        let shared = (&self.network, &self.ledger);
+        let mut node = Node::new(id, self.settings, shared, self.random.number());
+        node.waits = true;
+        Some(node)
+    }
+
+    /// Switches off who has left the group.
+    fn let_leave(&mut self) {
+        if self.leaving.is_empty() || !Membership::is_complete(self) {
+            return;
+        }
+        for id in std::mem::take(&mut self.leaving) {
+            let Some(at) = self.nodes.iter().position(|node| node.id == id) else {
+                continue;
+            };
+            self.nodes[at].kill(End::Killed);
+            self.nodes.remove(at);
+            self.restarts_ms.remove(at);
+            self.paused_until_ms.remove(at);
+            let mut brokers = self.brokers.lock().expect("a panic ends the simulation");
+            brokers.remove(at);
+            drop(brokers);
+            self.retired.push(id);
+        }
     }
 
     /// Runs something that starts tasks of clients.
@@ -164,6 +244,7 @@ impl Cluster {
         let mut membership = std::mem::take(&mut self.membership);
         membership.tend(self);
         self.membership = membership;
+        self.let_leave();
     }
 
     /// Lets time pass until `done` or for so long; whether it was done.

@@ -181,6 +181,12 @@ impl SimDisk {
         self.lock_inner().faults.quota_bytes = bytes;
     }
 
+    /// Lets syncs of files whose path contains `path` do nothing, without a word, until the machine
+    /// starts again.
+    pub fn lie(&self, path: &str) {
+        self.lock_inner().faults.lies = Some(path.to_owned());
+    }
+
     /// Lets the next write to a path that contains `path` go to this offset of its file instead,
     /// without a word.
     pub fn misdirect_next_write(&self, path: &str, offset: u64) {
@@ -350,6 +356,9 @@ impl DiskFile for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut inner = self.disk.lock_inner();
+        if inner.faults.lies_about(&inner.paths[self.id]) {
+            return Ok(());
+        }
         let result = inner.attempt(Operation::Sync, self.id);
         inner.note(|| match result {
             Ok(()) => Change::Sync(self.id),
@@ -435,6 +444,20 @@ mod tests {
         disk.fail(Rule::next(Operation::Read));
         assert!(file.read_at(&mut [0; 4], 0).is_err());
         assert_eq!((read(&disk), disk.failures()), (b"1234".to_vec(), 3));
+    }
+
+    #[test]
+    fn a_disk_that_lies_makes_nothing_durable_and_fails_nothing() {
+        let disk = SimDisk::recording();
+        let file = disk.create(Path::new(FILE)).unwrap();
+        disk.lie("file");
+        file.write_all_at(b"1234", 0).unwrap();
+        file.sync_data().unwrap();
+        assert!(!disk.changes().contains(&Change::Sync(0)));
+        disk.clear_faults();
+        file.sync_data().unwrap();
+        assert!(disk.changes().contains(&Change::Sync(0)));
+        assert_eq!(disk.failures(), 0);
     }
 
     #[test]

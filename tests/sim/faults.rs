@@ -52,6 +52,8 @@ struct Misdirection {
 pub(super) struct Faults {
     rules: Vec<Rule>,
     misdirection: Option<Misdirection>,
+    /// Syncs of paths that contain this do nothing and say that they did.
+    pub(super) lies: Option<String>,
     /// Bytes that all files may take together.
     pub(super) quota_bytes: Option<u64>,
     failures: u64,
@@ -72,6 +74,12 @@ impl Faults {
     pub(super) fn misdirect(&mut self, path: &str, offset: u64) {
         let path = path.to_owned();
         self.misdirection = Some(Misdirection { path, offset });
+    }
+
+    /// Whether a sync only says that it is done.
+    pub(super) fn lies_about(&self, path: &Path) -> bool {
+        let lies = self.lies.as_ref();
+        lies.is_some_and(|part| contains(path, part))
     }
 
     pub(super) fn failures(&self) -> u64 {

@@ -1,6 +1,7 @@
 //! Simulated parts of a machine, for tests that decide what fails and when, and what judges the
 //! history that their clients write down.
 
+pub mod classes;
 pub mod client;
 pub mod cluster;
 mod damage;
@@ -18,6 +19,7 @@ pub mod node;
 pub mod oracle;
 pub mod random;
 pub mod replicas;
+mod scenario;
 pub mod trial;
 pub mod vote_file;
 pub mod workload;

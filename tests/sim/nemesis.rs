@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::classes::{Class, Classes};
 use super::cluster::{CLIENTS, Cluster};
 use super::damage;
 use super::faults::{Operation, Rule};
@@ -54,10 +55,22 @@ pub enum Fault {
     BitFlip,
     /// A block of the log holds something else, as after a write that went to the wrong place.
     WrongBlock,
+    /// The ports of a machine refuse connections for a moment.
+    Refuse,
+    /// One copy of a vote, of hints or of marks is damaged.
+    CopyDamage,
+    /// A hand-over is given up by whoever asked for it.
+    DroppedTransfer,
+    /// Two nodes are added.
+    Grow,
+    /// Two nodes are taken away.
+    Shrink,
+    /// A clock runs at half or at twice the speed of others.
+    FarDrift,
 }
 
 /// Every kind, and how often it is chosen among all.
-const FAULTS: [(Fault, u64); 18] = [
+const FAULTS: [(Fault, u64); 24] = [
     (Fault::Kill, 6),
     (Fault::PowerCut, 6),
     (Fault::PowerCutOfAll, 2),
@@ -76,15 +89,21 @@ const FAULTS: [(Fault, u64); 18] = [
     (Fault::Replace, 2),
     (Fault::BitFlip, 8),
     (Fault::WrongBlock, 4),
+    (Fault::Refuse, 4),
+    (Fault::CopyDamage, 4),
+    (Fault::DroppedTransfer, 3),
+    (Fault::Grow, 3),
+    (Fault::Shrink, 3),
+    (Fault::FarDrift, 3),
 ];
 
 /// How something is made good again.
 #[derive(Debug, Clone, Copy)]
 enum Cure {
     Ways,
-    Disk(usize),
-    Pace(usize),
-    Clock(usize),
+    Disk(HostId),
+    Pace(HostId),
+    Clock(HostId),
 }
 
 /// Chooses faults and their ends.
@@ -96,6 +115,7 @@ pub struct Nemesis {
     next_ms: u64,
     /// Whether logs are damaged. Then no disk is lost: that would be two failures at one place.
     damages: bool,
+    classes: Classes,
     cures: BTreeMap<(u64, u64), Cure>,
     /// How often each kind was done.
     pub done: BTreeMap<Fault, u64>,
@@ -103,12 +123,13 @@ pub struct Nemesis {
 
 impl Nemesis {
     /// A nemesis that does something every `mean_ms` or so.
-    pub fn new(seed: u64, mean_ms: u64, damages: bool) -> Self {
+    pub fn new(seed: u64, mean_ms: u64, damages: bool, classes: Classes) -> Self {
         Self {
             random: Random::new(seed),
             mean_ms,
             next_ms: mean_ms,
             damages,
+            classes,
             cures: BTreeMap::new(),
             done: BTreeMap::new(),
         }
@@ -133,10 +154,36 @@ impl Nemesis {
         }
     }
 
+    /// Forgets what was to be made good: somebody has done it.
+    pub fn rest(&mut self, cluster: &Cluster) {
+        self.cures.clear();
+        self.next_ms = cluster.now_ms + 1 + self.random.below(2 * self.mean_ms);
+    }
+
+    /// Whether a kind of fault belongs to this life.
+    fn is_meant(&self, fault: Fault) -> bool {
+        match fault {
+            Fault::Refuse => self.classes.has(Class::Refused),
+            Fault::CopyDamage => self.classes.has(Class::Copies),
+            Fault::DroppedTransfer => self.classes.has(Class::Drops),
+            Fault::Grow | Fault::Shrink => self.classes.has(Class::Members),
+            Fault::FarDrift => self.classes.has(Class::Drift),
+            // A disk that may lose what was acknowledged loses it at one place at a time.
+            Fault::PowerCut | Fault::PowerCutOfAll | Fault::InputOutputError => {
+                !self.classes.has(Class::Async)
+            }
+            _ => true,
+        }
+    }
+
     fn choose(&mut self) -> Fault {
-        let all: u64 = FAULTS.iter().map(|(_, weight)| weight).sum();
+        let meant = FAULTS
+            .into_iter()
+            .filter(|(fault, _)| self.is_meant(*fault));
+        let meant: Vec<(Fault, u64)> = meant.collect();
+        let all: u64 = meant.iter().map(|(_, weight)| weight).sum();
         let mut left = self.random.below(all);
-        for (fault, weight) in FAULTS {
+        for (fault, weight) in meant {
             if left < weight {
                 return fault;
             }
@@ -153,15 +200,22 @@ impl Nemesis {
 
     fn heal(&mut self, cluster: &mut Cluster, cure: Cure) {
         tracing::info!(?cure, "healed");
+        let (Cure::Disk(id) | Cure::Pace(id) | Cure::Clock(id)) = cure else {
+            cluster.free_ways();
+            return;
+        };
+        let Some(node) = cluster.nodes.iter_mut().find(|node| node.id == id) else {
+            return;
+        };
         match cure {
-            Cure::Ways => cluster.free_ways(),
-            Cure::Disk(at) => {
-                cluster.nodes[at].full_since_ms = None;
-                cluster.nodes[at].slow = Duration::ZERO;
-                cluster.nodes[at].clear_faults();
+            Cure::Ways => {}
+            Cure::Disk(_) => {
+                node.full_since_ms = None;
+                node.slow = Duration::ZERO;
+                node.clear_faults();
             }
-            Cure::Pace(at) => cluster.nodes[at].pace = 1_000,
-            Cure::Clock(at) => cluster.nodes[at].set_clock(0),
+            Cure::Pace(_) => node.pace = 1_000,
+            Cure::Clock(_) => node.set_clock(0),
         }
     }
 
@@ -170,6 +224,7 @@ impl Nemesis {
         let at = self.random.below(cluster.nodes.len() as u64) as usize;
         let other = (at + 1 + self.random.below(cluster.nodes.len() as u64 - 1) as usize)
             % cluster.nodes.len();
+        let id = cluster.nodes[at].id;
         if matches!(
             fault,
             Fault::Kill | Fault::PowerCut | Fault::Stop | Fault::Pause
@@ -199,7 +254,7 @@ impl Nemesis {
             Fault::SlowDisk => {
                 let ms = [5, 50, 600, 5_000][self.random.below(4) as usize];
                 cluster.nodes[at].slow = Duration::from_millis(ms);
-                self.later(cluster, (1_000, 10_000), Cure::Disk(at));
+                self.later(cluster, (1_000, 10_000), Cure::Disk(id));
             }
             Fault::CutOff | Fault::OneWay | Fault::Bridge | Fault::BadNetwork => {
                 self.strike_network(cluster, fault, at, other);
@@ -208,11 +263,11 @@ impl Nemesis {
             Fault::ClockJump => {
                 let ms = self.random.below(1_200_000) as i64 - 600_000;
                 cluster.nodes[at].set_clock(ms);
-                self.later(cluster, (5_000, 60_000), Cure::Clock(at));
+                self.later(cluster, (5_000, 60_000), Cure::Clock(id));
             }
             Fault::ClockDrift => {
                 cluster.nodes[at].pace = 900 + self.random.below(200);
-                self.later(cluster, (5_000, 60_000), Cure::Pace(at));
+                self.later(cluster, (5_000, 60_000), Cure::Pace(id));
             }
             Fault::InputOutputError => self.fail_operation(cluster, at),
             Fault::DiskFull => {
@@ -220,7 +275,7 @@ impl Nemesis {
                 let room = self.random.below(100_000);
                 disk.set_quota(Some(disk.used_bytes() + room));
                 cluster.nodes[at].full_since_ms = Some(cluster.now_ms);
-                self.later(cluster, (2_000, 20_000), Cure::Disk(at));
+                self.later(cluster, (2_000, 20_000), Cure::Disk(id));
             }
             Fault::Transfer => {
                 let to = self.random.once_in(2).then(|| cluster.nodes[at].raft_id());
@@ -233,11 +288,49 @@ impl Nemesis {
             }
             // Another one that is lost meanwhile may be one too many.
             Fault::Replace if self.damages || !Membership::is_complete(cluster) => return false,
-            Fault::Replace => cluster.replace(at),
+            Fault::Replace => return cluster.replace(at),
             Fault::BitFlip | Fault::WrongBlock if !self.damages => return false,
             Fault::BitFlip => return damage::flip(&mut self.random, cluster, at),
             Fault::WrongBlock => return damage::overwrite(&mut self.random, cluster, at),
+            Fault::Refuse => {
+                let ms = 2 + self.random.below(1_500);
+                cluster.network.refuse_until(id, cluster.now_ms + ms);
+            }
+            Fault::CopyDamage => return damage::copy(&mut self.random, cluster, at),
+            Fault::DroppedTransfer => {
+                let after = Duration::from_millis(self.random.below(100));
+                let to = self.random.once_in(2).then(|| cluster.nodes[at].raft_id());
+                for node in &cluster.nodes {
+                    node.administrate_for(after, move |admin| async move {
+                        // Nobody waits for the answer.
+                        let _ = admin.transfer_leader(to).await;
+                    });
+                }
+            }
+            Fault::Grow | Fault::Shrink if !Membership::is_complete(cluster) => return false,
+            Fault::Grow => return cluster.nodes.len() == 3 && cluster.grow(2),
+            Fault::Shrink => return self.shrink(cluster),
+            Fault::FarDrift => {
+                cluster.nodes[at].pace = if self.random.once_in(2) { 500 } else { 2_000 };
+                self.later(cluster, (5_000, 60_000), Cure::Pace(id));
+            }
         }
+        true
+    }
+
+    /// Lets two of five leave. Where logs are damaged only new ones do: others may have the only
+    /// whole copy of something.
+    fn shrink(&mut self, cluster: &mut Cluster) -> bool {
+        if cluster.nodes.len() != 5 || !cluster.leaving.is_empty() {
+            return false;
+        }
+        let first = if self.damages {
+            3
+        } else {
+            self.random.below(4) as usize
+        };
+        let nodes = &cluster.nodes[first..first + 2];
+        cluster.leaving = nodes.iter().map(|node| node.id).collect();
         true
     }
 
@@ -310,6 +403,7 @@ impl Nemesis {
             after: self.random.below(20),
             times: 1 + self.random.below(2),
         });
-        self.later(cluster, (1_000, 10_000), Cure::Disk(at));
+        let id = cluster.nodes[at].id;
+        self.later(cluster, (1_000, 10_000), Cure::Disk(id));
     }
 }

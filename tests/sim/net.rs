@@ -73,6 +73,8 @@ struct Inner {
     connections_begun: u64,
     events: BTreeMap<(u64, u64), Event>,
     events_begun: u64,
+    /// Until when the ports of a host refuse what asks for a connection. Unit: ms.
+    refusing_until_ms: BTreeMap<HostId, u64>,
     /// Sum of everything that arrived, with the time: equal for equal runs.
     trace: u64,
     segments: u64,
@@ -154,6 +156,7 @@ impl Network {
             connections_begun: 0,
             events: BTreeMap::new(),
             events_begun: 0,
+            refusing_until_ms: BTreeMap::new(),
             trace: 0,
             segments: 0,
         };
@@ -194,6 +197,11 @@ impl Network {
             }
         }
         inner.forget_dead();
+    }
+
+    /// Lets the ports of a host refuse new connections until then, though its process lives. Unit: ms.
+    pub fn refuse_until(&self, host: HostId, until_ms: u64) {
+        self.lock().refusing_until_ms.insert(host, until_ms);
     }
 
     /// Changes how the way from one host to another is, and returns how it was.
@@ -310,7 +318,9 @@ impl Inner {
             return;
         }
         let target = self.connections[&connection].ends[1].host;
-        let Some(acceptor) = self.listeners.get_mut(&(target, port)) else {
+        let refuses = (self.refusing_until_ms.get(&target)).is_some_and(|at| *at > self.now_ms);
+        let acceptor = self.listeners.get_mut(&(target, port));
+        let Some(acceptor) = acceptor.filter(|_| !refuses) else {
             self.send(connection, 0, Segment::Refused);
             return;
         };

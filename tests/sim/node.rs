@@ -50,6 +50,10 @@ pub struct NodeSettings {
     pub deletes: bool,
     /// Size of the disk. Unit: bytes.
     pub disk_bytes: u64,
+    /// Whether an administrator forms the group, instead of its first nodes by themselves.
+    pub formed: bool,
+    /// Size of the parts of a snapshot, when it is not the usual one. Unit: bytes.
+    pub part_bytes: Option<usize>,
 }
 
 /// A machine.
@@ -76,6 +80,8 @@ pub struct Node {
     vote_file: VoteFile,
     /// Whether it keeps back its vote, as far as its disk tells.
     guarded: bool,
+    /// Whether it waits for an administrator to take it in.
+    pub waits: bool,
     /// Whether its log was damaged, in this life or an earlier one.
     pub log_damaged: bool,
     /// Whether the process was asked to stop.
@@ -141,6 +147,7 @@ struct Kernel {
     network: Network,
     host: HostId,
     ledger: SharedLedger,
+    part_bytes: Option<usize>,
     /// Why the process ended itself, and how many changes its disk had seen by then.
     ended: RefCell<Option<(String, usize)>>,
 }
@@ -160,6 +167,10 @@ impl Simulation for Kernel {
             *ended = Some((reason.to_owned(), self.disk.changes_count()));
             self.network.stop(self.host, true);
         }
+    }
+
+    fn snapshot_part_bytes(&self) -> Option<usize> {
+        self.part_bytes
     }
 
     fn applied(&self, entry: AppliedEntry<'_>) {
@@ -210,6 +221,7 @@ impl Node {
             ledger: Arc::clone(ledger),
             vote_file: VoteFile::default(),
             guarded: false,
+            waits: settings.formed || id > settings.nodes,
             log_damaged: false,
             asked_to_stop: false,
         }
@@ -230,6 +242,11 @@ impl Node {
         Path::new(ROOT).join("consumequeue")
     }
 
+    /// Folder of the checkpoints.
+    pub fn checkpoints() -> PathBuf {
+        Path::new(ROOT).join("checkpoint")
+    }
+
     /// Size of a segment. Unit: bytes.
     pub fn segment_bytes(&self) -> u64 {
         self.settings.segment_bytes
@@ -238,6 +255,11 @@ impl Node {
     /// Folder of the segments.
     pub fn segments() -> PathBuf {
         Path::new(ROOT).join("commitlog")
+    }
+
+    /// Whether the node keeps back its vote, as far as its disk tells.
+    pub fn is_guarded(&self) -> bool {
+        self.guarded
     }
 
     /// Whether a process runs.
@@ -253,11 +275,7 @@ impl Node {
     fn config(&self) -> BrokerConfig {
         let peer = |id: HostId| format!("n{id}-{}", SocketAddr::new(address(id), RAFT_PORT));
         let first = 1..=self.settings.nodes;
-        let formation = if first.contains(&self.id) {
-            "peers"
-        } else {
-            "admin"
-        };
+        let formation = if self.waits { "admin" } else { "peers" };
         let own = (!first.contains(&self.id)).then_some(self.id);
         let peers: Vec<String> = first.chain(own).map(peer).collect();
         let lines = [
@@ -305,6 +323,7 @@ impl Node {
             network: self.network.clone(),
             host: self.id,
             ledger: Arc::clone(&self.ledger),
+            part_bytes: self.settings.part_bytes,
             ended: RefCell::new(None),
         });
         let host = Host {
@@ -355,6 +374,18 @@ impl Node {
         {
             process.runtime.spawn(work(admin));
         }
+    }
+
+    /// As [`Node::administrate`], but it is given up after this time.
+    pub fn administrate_for<T: Future<Output = ()> + Send + 'static>(
+        &self,
+        most: Duration,
+        work: impl FnOnce(Arc<dyn AdminOps>) -> T + Send + 'static,
+    ) {
+        self.administrate(move |admin| async move {
+            // Nobody asks what came of it.
+            let _ = tokio::time::timeout(most, work(admin)).await;
+        });
     }
 
     /// Its number in the Raft group: one more than in its name.

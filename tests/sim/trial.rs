@@ -2,19 +2,21 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use raftmq::config::FlushDiskType;
 
-use super::client::Client;
+use super::classes::{Class, Classes};
 use super::cluster::Cluster;
 use super::drain::{catch_up, drain};
 use super::history::{Outcome, Send};
 use super::membership::Membership;
-use super::nemesis::{Fault, Nemesis};
+use super::nemesis::Nemesis;
 use super::node::{End, Node, NodeSettings, lock};
 use super::oracle;
 use super::random::Random;
 use super::replicas;
+use super::scenario::{self, Stage};
 use super::workload::{Load, Workload};
 
 /// How long a cluster may take until everything can be done again after all faults have ended.
@@ -32,8 +34,14 @@ const DRAIN_MS: u64 = 600_000;
 const SCRUB_MS: u64 = 20_000;
 /// How long clients may take to end what they are doing. Unit: ms.
 const CLIENTS_END_MS: u64 = 10_000;
-/// Ids of messages that ask whether a cluster works.
-const PROBES_FROM: u64 = 1 << 40;
+/// Time between two rests, in which everything heals: at least, and at most so much more. Unit: ms.
+const ROUND_MS: (u64, u64) = (60_000, 240_000);
+/// How long a change of the membership may stay half done where nothing fails. Unit: ms.
+const JOINT_MS: u64 = 10_000;
+/// Size of the parts of a snapshot where there shall be many. Unit: bytes.
+const PART_BYTES: usize = 256;
+/// Tells the random numbers of rests from those of everything else.
+const SALT: u64 = 0x4e57;
 
 /// What is to be simulated.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +50,8 @@ pub struct Plan {
     pub seed: u64,
     /// How long there are faults. Unit: ms.
     pub faults_ms: u64,
+    /// Which classes of faults there may be.
+    pub classes: Classes,
 }
 
 /// What came out.
@@ -54,7 +64,7 @@ pub struct Report {
     /// Messages that were acknowledged.
     pub acknowledged: usize,
     /// Faults by kind.
-    pub faults: BTreeMap<Fault, u64>,
+    pub faults: BTreeMap<String, u64>,
     /// Processes that ended themselves, by reason.
     pub ends: BTreeMap<String, u64>,
     /// Changes of the membership that were asked for.
@@ -72,8 +82,7 @@ pub struct Report {
 /// Runs one seed.
 pub fn run(plan: Plan) -> Report {
     let mut trial = Trial::new(plan);
-    trial.suffer(plan.faults_ms);
-    let alive = trial.recover();
+    let alive = trial.suffer(plan.faults_ms) && trial.recover();
     if alive && trial.comparable {
         trial.settle();
         trial.compare();
@@ -88,6 +97,10 @@ struct Trial {
     cluster: Cluster,
     workload: Arc<Workload>,
     nemesis: Nemesis,
+    classes: Classes,
+    random: Random,
+    settings: NodeSettings,
+    damages: bool,
     /// Whether all replicas have the same in the end. Not where some have deleted what is damaged on
     /// others: then only what clients saw is judged.
     comparable: bool,
@@ -97,41 +110,123 @@ struct Trial {
 impl Trial {
     fn new(plan: Plan) -> Self {
         let mut random = Random::new(plan.seed);
-        let settings = NodeSettings {
+        let classes = plan.classes.of_life(plan.seed);
+        let is_async = classes.has(Class::Async);
+        let mut settings = NodeSettings {
             nodes: 3,
             segment_bytes: [16, 64, 512][random.below(3) as usize] << 10,
             flush: FlushDiskType::SyncFlush,
             deletes: random.once_in(2),
             disk_bytes: 192 << 20,
+            formed: classes.has(Class::Formed),
+            part_bytes: classes.has(Class::Parts).then_some(PART_BYTES),
         };
+        if is_async {
+            settings.flush = FlushDiskType::AsyncFlush;
+        }
         let load = Load {
             producers: 1 + random.below(6),
             pullers: 1 + random.below(2),
             pause_ms: [50, 200, 800][random.below(3) as usize],
             deletes: settings.deletes,
+            drops: classes.has(Class::Drops),
         };
         let mean_ms = [1_500, 4_000, 15_000][random.below(3) as usize];
-        let cluster = Cluster::new(settings, random.number());
+        let mut cluster = Cluster::new(settings, random.number());
+        cluster.returns = classes.has(Class::Members);
+        let mut own = Random::new(plan.seed ^ SALT);
+        cluster.membership.drops = classes.has(Class::Drops).then(|| Random::new(own.number()));
         let workload = Workload::new(Arc::clone(&cluster.brokers), load);
         workload.history().deletes = settings.deletes;
         let net = Arc::clone(&cluster.clients_net);
         cluster.with_clients(|| workload.start(&net, random.number()));
-        let damages = random.once_in(2);
+        let damages = random.once_in(2) && !is_async;
         Self {
             cluster,
             workload,
-            nemesis: Nemesis::new(random.number(), mean_ms, damages),
+            nemesis: Nemesis::new(random.number(), mean_ms, damages, classes),
+            classes,
+            random: own,
+            settings,
+            damages,
             comparable: !(damages && settings.deletes),
             report: Report::default(),
         }
     }
 
-    fn suffer(&mut self, ms: u64) {
+    /// Lets faults come for so long, with rests; false when something did not come back.
+    fn suffer(&mut self, ms: u64) -> bool {
         let end = self.cluster.now_ms + ms;
+        let mut rest_ms = self.next_rest_ms();
         while self.cluster.now_ms < end {
+            if self.cluster.now_ms >= rest_ms {
+                if self.workload.queues() > 0 && !self.rest() {
+                    return false;
+                }
+                rest_ms = self.next_rest_ms();
+            }
             self.nemesis.act(&mut self.cluster);
             self.cluster.step();
         }
+        true
+    }
+
+    fn next_rest_ms(&mut self) -> u64 {
+        self.cluster.now_ms + ROUND_MS.0 + self.random.below(ROUND_MS.1 - ROUND_MS.0)
+    }
+
+    /// Everything heals and must be well; then something happens that is bearable alone, and all must
+    /// be well again.
+    fn rest(&mut self) -> bool {
+        let played = match self.is_well("faults") {
+            Ok(()) => self.play(),
+            Err(problem) => Err(problem),
+        };
+        self.nemesis.rest(&self.cluster);
+        let Err(problem) = played else {
+            return true;
+        };
+        if !problem.is_empty() {
+            self.fail(problem);
+        }
+        false
+    }
+
+    /// V1 and V4; all nodes have everything (V7), and no change of the membership is half done (V8).
+    fn is_well(&mut self, after: &str) -> Result<(), String> {
+        if !self.recover() {
+            self.fail(format!("V1: that was after {after}"));
+            // The problem is told already.
+            return Err(String::new());
+        }
+        scenario::catch_up(&mut self.cluster)
+            .map_err(|problem| format!("V7: after {after}: {problem}"))?;
+        let flat = |cluster: &mut Cluster| !lock(&cluster.ledger).is_joint();
+        if self.cluster.step_until(JOINT_MS, flat) {
+            return Ok(());
+        }
+        Err(format!(
+            "V8: after {after} a change of the membership stays half done for {JOINT_MS} ms"
+        ))
+    }
+
+    fn play(&mut self) -> Result<(), String> {
+        let possible = scenario::possible(self.classes, self.settings.deletes, self.damages);
+        if possible.is_empty() || self.cluster.nodes.len() != 3 {
+            return Ok(());
+        }
+        let chosen = possible[self.random.below(possible.len() as u64) as usize];
+        let mut stage = Stage {
+            cluster: &mut self.cluster,
+            workload: &self.workload,
+            random: &mut self.random,
+            damages: self.damages,
+        };
+        let played = stage.play(chosen);
+        if played.map_err(|problem| format!("V9: {chosen:?}: {problem}"))? {
+            *self.report.faults.entry(format!("{chosen:?}")).or_default() += 1;
+        }
+        self.is_well(&format!("{chosen:?}"))
     }
 
     fn fail(&mut self, problem: String) {
@@ -142,30 +237,16 @@ impl Trial {
     fn recover(&mut self) -> bool {
         let begin = self.cluster.now_ms;
         self.cluster.heal();
-        let mut probes = 0;
         for at in 0..self.cluster.nodes.len() {
             let broker = self.cluster.nodes[at].client_address();
             loop {
                 let left = (begin + RECOVERY_MS).saturating_sub(self.cluster.now_ms);
                 let (net, target) = (Arc::clone(&self.cluster.clients_net), broker.clone());
-                let id = PROBES_FROM + probes;
-                probes += 1;
-                let sent_at = self.workload.history().tick();
-                let sent = self.cluster.await_client(left, async move {
-                    Client::new(net).send(&target, 0, id).await
-                });
-                let mut history = self.workload.history();
-                let span = (sent_at, history.tick());
-                history.sends.push(Send {
-                    id,
-                    queue: 0,
-                    span,
-                    outcome: sent.unwrap_or(Outcome::Unknown),
-                });
-                drop(history);
-                match sent {
-                    Some(Outcome::Done(_)) => break,
-                    Some(_) if left > 0 => {}
+                let work = Arc::clone(&self.workload);
+                let sent = async move { work.probe(net, &target).await };
+                match self.cluster.await_client(left, sent) {
+                    Some(true) => break,
+                    Some(false) if left > 0 => {}
                     _ => {
                         let ends = &self.cluster.ends;
                         let last = ends.iter().rev().take(3).collect::<Vec<_>>();
@@ -178,9 +259,10 @@ impl Trial {
                 }
             }
         }
-        self.report.recovered_ms = self.cluster.now_ms - begin;
+        let took_ms = self.cluster.now_ms - begin;
+        self.report.recovered_ms = self.report.recovered_ms.max(took_ms);
         let end = self.cluster.now_ms + COMPLETE_MS;
-        while !Membership::is_complete(&self.cluster) {
+        while !Membership::is_complete(&self.cluster) || !self.cluster.leaving.is_empty() {
             if self.cluster.now_ms > end {
                 self.fail(format!(
                     "V4: the group is not complete after {COMPLETE_MS} ms"
@@ -282,7 +364,18 @@ impl Trial {
         let done = |send: &&Send| matches!(send.outcome, Outcome::Done(_));
         report.acknowledged = history.sends.iter().filter(done).count();
         drop(history);
-        report.faults = std::mem::take(&mut self.nemesis.done);
+        for (fault, times) in std::mem::take(&mut self.nemesis.done) {
+            report.faults.insert(format!("{fault:?}"), times);
+        }
+        let dropped = self.workload.dropped.load(Ordering::Relaxed);
+        for (what, times) in [
+            ("DroppedRequest", dropped),
+            ("DroppedMembershipChange", self.cluster.membership.dropped),
+        ] {
+            if times > 0 {
+                report.faults.insert(what.to_owned(), times);
+            }
+        }
         for (_, _, reason) in &self.cluster.ends {
             *report.ends.entry(reason.clone()).or_default() += 1;
         }

@@ -20,6 +20,12 @@ use super::random::Random;
 const ATTEMPTS: u32 = 3;
 /// Queues at the beginning, and most queues later.
 const QUEUES: (u64, u64) = (4, 8);
+/// Ids of messages that ask whether a cluster works.
+const PROBES_FROM: u64 = 1 << 40;
+/// One of so many requests is given up at once where clients do so, and after how long at most.
+const DROPS_ONE_IN: u64 = 12;
+/// See [`DROPS_ONE_IN`]. Unit: ms.
+const DROPPED_AFTER_MS: u64 = 60;
 /// Groups of consumers; pullers have the next one.
 const GROUPS: u32 = 2;
 
@@ -34,6 +40,8 @@ pub struct Load {
     pub pause_ms: u64,
     /// Whether expired segments are asked to be deleted now and then.
     pub deletes: bool,
+    /// Whether clients close connections now and then before they have an answer.
+    pub drops: bool,
 }
 
 /// What all clients share.
@@ -43,6 +51,9 @@ pub struct Workload {
     brokers: Arc<Mutex<Vec<String>>>,
     load: Load,
     messages: AtomicU64,
+    probes: AtomicU64,
+    /// Connections that clients have closed without an answer.
+    pub dropped: AtomicU64,
     queues: AtomicU64,
     stopped: AtomicBool,
 }
@@ -55,6 +66,8 @@ impl Workload {
             brokers,
             load,
             messages: AtomicU64::new(0),
+            probes: AtomicU64::new(PROBES_FROM),
+            dropped: AtomicU64::new(0),
             queues: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
         })
@@ -78,6 +91,56 @@ impl Workload {
             tokio::spawn(worker().consume(group));
         }
         tokio::spawn(worker().administrate());
+    }
+
+    /// Sends one message more through a broker; whether it was taken.
+    pub async fn probe(&self, net: Arc<dyn Net>, broker: &str) -> bool {
+        let id = self.probes.fetch_add(1, Ordering::Relaxed);
+        let begin = self.history().tick();
+        let unknown = Send {
+            id,
+            queue: 0,
+            span: (begin, begin),
+            outcome: Outcome::Unknown,
+        };
+        // Whoever waits for this may give up; it may be stored all the same.
+        let place = {
+            let mut history = self.history();
+            history.sends.push(unknown);
+            history.sends.len() - 1
+        };
+        let outcome = Client::new(net).send(broker, 0, id).await;
+        let mut history = self.history();
+        let span = (begin, history.tick());
+        history.sends[place].span = span;
+        history.sends[place].outcome = outcome;
+        matches!(outcome, Outcome::Done(_))
+    }
+
+    /// Asks one broker for so long, without a pause, what only a leader knows.
+    pub async fn ask_at(self: Arc<Self>, net: Arc<dyn Net>, broker: &str, number: u32, ms: u64) {
+        let mut client = Client::new(net);
+        let end = tokio::time::Instant::now() + Duration::from_millis(ms);
+        while tokio::time::Instant::now() < end && self.queues() > 0 {
+            let begin = self.history().tick();
+            let queue = number % self.queues() as u32;
+            if number.is_multiple_of(2) {
+                if let Some(end) = client.end(broker, queue).await {
+                    let mut history = self.history();
+                    let span = (begin, history.tick());
+                    history.ends.push(End { queue, span, end });
+                }
+            } else {
+                let place = (number / 2 % GROUPS, queue);
+                if let Ok(committed) = client.committed(broker, place).await {
+                    let mut history = self.history();
+                    let span = (begin, history.tick());
+                    let kind = OffsetKind::Read(committed);
+                    history.offsets.push(OffsetStep { place, span, kind });
+                }
+            }
+            sleep(Duration::from_millis(2)).await;
+        }
     }
 
     /// Lets every client end after what it is doing.
@@ -117,6 +180,11 @@ impl Worker {
         let mean = self.work.load.pause_ms;
         let pause = Duration::from_millis(self.random.below(2 * mean + 1));
         sleep(pause).await;
+        if self.work.load.drops && self.random.once_in(DROPS_ONE_IN) {
+            let ms = self.random.below(DROPPED_AFTER_MS);
+            self.client.patience = Duration::from_millis(ms);
+            self.work.dropped.fetch_add(1, Ordering::Relaxed);
+        }
         while self.work.queues() == 0 && !self.work.is_stopped() {
             sleep(Duration::from_millis(100)).await;
         }

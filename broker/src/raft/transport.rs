@@ -38,7 +38,7 @@ use super::{
     types::{PeerNode, Snapshot, TypeConfig, Vote},
     wire::{self, Channel, Kind},
 };
-use crate::net::Net;
+use crate::{host::simulated, net::Net};
 
 /// Responses that may wait for openraft to take them.
 const RESPONSES_MAX: usize = 128;
@@ -377,7 +377,7 @@ impl PeerClient {
             Some(_) => return Err(wire::malformed("unexpected")),
             None => return Err(io::ErrorKind::UnexpectedEof.into()),
         }
-        for chunk in snapshot.chunks(SNAPSHOT_CHUNK_BYTES) {
+        for chunk in snapshot.chunks(part_bytes()) {
             let frame = wire::encode_raw(Kind::SnapshotChunk, chunk);
             let write = connection.writer.send_within(SNAPSHOT_STEP_TIMEOUT, &frame);
             write.await?;
@@ -388,6 +388,13 @@ impl PeerClient {
             .map_err(timed_out)??;
         Ok(SnapshotResponse::new(wire::decode_vote_only(body)?))
     }
+}
+
+/// A simulation has small snapshots, and wants many parts all the same.
+fn part_bytes() -> usize {
+    simulated(|simulation| simulation.snapshot_part_bytes())
+        .flatten()
+        .unwrap_or(SNAPSHOT_CHUNK_BYTES)
 }
 
 type ResponseSender = mpsc::Sender<Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>;
