@@ -44,9 +44,9 @@ const DEFAULT_BUDGET_BYTES_MAX: u64 = 1 << 30;
 /// tail of the log, the consume queue, connections, and what the allocator keeps.
 const DEFAULT_BUDGET_PART: u64 = 4;
 
-/// Bytes of answers that one connection may have unwritten; a single answer may be larger. Some
-/// 30 full pulls: the network is never idle for want of more.
-pub(crate) const UNSENT_BYTES_MAX: usize = 8 << 20;
+/// Bytes of answers that one connection may have unwritten; a single answer may be larger. Eight
+/// full pulls: the network is never idle for want of more, and many slow readers cost little.
+pub(crate) const UNSENT_BYTES_MAX: usize = 2 << 20;
 
 /// How long a request waits for memory before it is refused: RocketMQ clients give up a send after
 /// 3 s, and the refusal should reach them before, as it makes them try another broker.

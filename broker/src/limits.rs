@@ -31,9 +31,13 @@ pub const CONNECTION_IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 /// frames grow the buffer, and are the last in it.
 pub const READ_BUFFER_BYTES_MIN: usize = 16 * 1024;
 
-/// Room that is left in a read buffer when another takes its place. Small requests that arrive one
+/// Size of the read buffer of a connection that was never sent more in one go: most connections of
+/// ten thousand send a heartbeat now and then.
+pub const READ_BUFFER_BYTES_FIRST: usize = 2 * 1024;
+
+/// Part of a read buffer that is left when another takes its place. Small requests that arrive one
 /// by one so fill at least three quarters of a buffer, which lives as long as their bodies.
-pub const READ_SPARE_BYTES_MIN: usize = READ_BUFFER_BYTES_MIN / 4;
+pub const READ_SPARE_PART: usize = 4;
 
 /// Most that the read buffer grows ahead of the bytes that have come, where no budget bounds it: a
 /// peer that announces a 16 MiB frame and sends nothing holds no more than this.

@@ -47,6 +47,8 @@ MAY_BE_ZERO = {
     "raftmq_held_bytes",
     "raftmq_held_requests",
     "raftmq_limit_reached_total",
+    # Answers, and requests of a moment.
+    "raftmq_memory_held_bytes",
     "raftmq_log_damages_total",
     "raftmq_log_repaired_bytes_total",
     "raftmq_log_repaired_ranges_total",

@@ -19,8 +19,9 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep};
 
 use crate::limits::{
-    FRAME_TIMEOUT, READ_AHEAD_BYTES_MAX, READ_BUFFER_BYTES_MIN, READ_SPARE_BYTES_MIN,
-    REFUSAL_LOG_INTERVAL, WRITE_BUFFER_BYTES_KEPT, WRITE_BYTES_PER_SECOND_MIN, WRITE_STALL_TIMEOUT,
+    FRAME_TIMEOUT, READ_AHEAD_BYTES_MAX, READ_BUFFER_BYTES_FIRST, READ_BUFFER_BYTES_MIN,
+    READ_SPARE_PART, REFUSAL_LOG_INTERVAL, WRITE_BUFFER_BYTES_KEPT, WRITE_BYTES_PER_SECOND_MIN,
+    WRITE_STALL_TIMEOUT,
 };
 #[cfg(test)]
 use crate::net::Net;
@@ -65,6 +66,8 @@ pub(crate) struct FrameReader {
     buffer: BytesMut,
     /// The buffer was made for a large frame.
     is_large: bool,
+    /// Size of a buffer for what is not large.
+    read_bytes: usize,
     idle_timeout: Duration,
     /// Fires no later than the connection is too old or its frame is. Set anew only when it fires
     /// or when it would be too late for a frame, not at each read.
@@ -90,6 +93,7 @@ impl FrameReader {
             stream,
             buffer: BytesMut::new(),
             is_large: false,
+            read_bytes: READ_BUFFER_BYTES_FIRST,
             idle_timeout,
             alarm: Box::pin(tokio::time::sleep(idle_timeout)),
             last_read: Instant::now(),
@@ -192,9 +196,9 @@ impl FrameReader {
             self.is_large = false;
         }
         let spare = self.buffer.capacity() - self.buffer.len();
-        if spare < wanted.max(READ_SPARE_BYTES_MIN) {
+        if spare < wanted.max(self.read_bytes / READ_SPARE_PART) {
             self.is_large |= wanted > READ_BUFFER_BYTES_MIN;
-            self.buffer.reserve(wanted.max(READ_BUFFER_BYTES_MIN));
+            self.buffer.reserve(wanted.max(self.read_bytes));
         }
     }
 
@@ -209,6 +213,10 @@ impl FrameReader {
                 biased;
                 read = self.stream.read_buf(&mut self.buffer) => {
                     let read = read?;
+                    if self.buffer.len() == self.buffer.capacity() {
+                        // More came than there was room for.
+                        self.read_bytes = READ_BUFFER_BYTES_MIN;
+                    }
                     self.last_read = Instant::now();
                     self.check_frame()?;
                     return Ok(read);

@@ -229,6 +229,32 @@ async fn a_large_frame_takes_its_memory_with_it() {
     assert!(reader.buffer.capacity() <= READ_BUFFER_BYTES_MIN);
 }
 
+#[tokio::test]
+async fn a_connection_that_is_sent_little_holds_little() {
+    let (near, far) = ends(1 << 20);
+    let (_reader, mut writer) = open(near, LONG);
+    let (mut reader, _writer) = open(far, LONG);
+    for (size, least, most) in [
+        (100, 1, READ_BUFFER_BYTES_FIRST),
+        // Two of them: the end of a frame may be in front of the room for the next.
+        (
+            8 << 10,
+            READ_BUFFER_BYTES_FIRST + 1,
+            2 * READ_BUFFER_BYTES_MIN,
+        ),
+    ] {
+        for opaque in 0..100 {
+            writer.send(&request(opaque, body(size))).await.unwrap();
+            assert_eq!(reader.next().await.unwrap().unwrap().opaque, opaque);
+        }
+        let mut next = Box::pin(reader.next());
+        assert!(futures::poll!(&mut next).is_pending());
+        drop(next);
+        let held = reader.buffer.capacity();
+        assert!((least..=most).contains(&held), "{held}");
+    }
+}
+
 #[test]
 fn refused_connections_are_logged_now_and_then() {
     let begin = Instant::now();
