@@ -376,7 +376,7 @@ fn model(defect: Defect) -> Guards {
         defect,
         terms: 3 + wide,
         entries: 3,
-        losses: 1,
+        losses: 1 + wide,
         restarts: wide,
     }
 }
