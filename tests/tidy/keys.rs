@@ -53,7 +53,8 @@ fn reads(line: &str, field: &str) -> bool {
     uses.any(|rest| {
         let ends = !rest.starts_with(|next: char| next.is_alphanumeric() || next == '_');
         let set = rest.trim_start();
-        ends && !(set.starts_with('=') && !set.starts_with("=="))
+        let is_set = set.starts_with('=') && !set.starts_with("==");
+        ends && !is_set
     })
 }
 

@@ -61,7 +61,12 @@ impl Pulse {
 
     pub(crate) fn beat(&self) {
         let since = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.beat_ms.store(since, Ordering::Relaxed);
+        self.beat_ms.store(since.max(1), Ordering::Relaxed);
+    }
+
+    /// Whether there was a beat at all.
+    fn has_beaten(&self) -> bool {
+        self.beat_ms.load(Ordering::Relaxed) > 0
     }
 }
 
@@ -137,7 +142,8 @@ impl Patience {
     /// Raft says.
     fn borne(&self) -> Duration {
         let late = self.lateness.worst();
-        if late < LATENESS_CALM {
+        // A start is late with everything, and has no leader to be patient with.
+        if late < LATENESS_CALM || !self.heard.has_beaten() {
             return Duration::ZERO;
         }
         let borne = self.election_timeout + late * LATENESS_FACTOR;
@@ -249,6 +255,11 @@ mod tests {
     async fn a_heartbeat_that_waits_to_be_taken_in_ends_the_silence() {
         let patience = patience(Lateness::default());
         patience.lateness.worst_ms.store(100, Ordering::Relaxed);
+        assert!(
+            patience.is_over().await,
+            "no leader was heard since the start"
+        );
+        patience.heard.beat();
         sleep(BORNE_MAX).await;
         let heard = patience.heard.clone();
         tokio::spawn(async move {
