@@ -40,6 +40,8 @@ impl Bed {
             flush: FlushDiskType::SyncFlush,
             deletes: false,
             disk_bytes: 64 << 20,
+            formed: false,
+            part_bytes: None,
         };
         let mut bed = Self {
             cluster: Cluster::new(settings, seed),

@@ -42,6 +42,8 @@ impl Group {
             flush,
             deletes: false,
             disk_bytes: 64 << 20,
+            formed: false,
+            part_bytes: None,
         };
         let mut group = Self {
             cluster: Cluster::new(settings, seed),
