@@ -104,7 +104,7 @@ pub(super) fn copy(random: &mut Random, cluster: &Cluster, at: usize) -> bool {
 }
 
 /// Turns a bit over in a checkpoint of a node; false when there is none.
-pub(super) fn checkpoint(random: &mut Random, cluster: &Cluster, at: usize) -> bool {
+pub(super) fn checkpoint(random: &mut Random, cluster: &mut Cluster, at: usize) -> bool {
     let folder = Node::checkpoints();
     let named = cluster.nodes[at].disk().files().into_iter();
     let checkpoints: Vec<(PathBuf, u64)> = named
@@ -120,6 +120,7 @@ pub(super) fn checkpoint(random: &mut Random, cluster: &Cluster, at: usize) -> b
     let (path, length) = &checkpoints[if random.once_in(2) { 0 } else { newest }];
     let (offset, bit) = (random.below(*length), random.below(8) as u8);
     tracing::info!(?path, offset, "damaged");
+    cluster.nodes[at].checkpoint_damaged = true;
     cluster.nodes[at].disk().flip_bit(path, offset, bit)
 }
 

@@ -84,6 +84,8 @@ pub struct Node {
     pub waits: bool,
     /// Whether its log was damaged, in this life or an earlier one.
     pub log_damaged: bool,
+    /// Whether a checkpoint of it was damaged, in this life or an earlier one.
+    pub checkpoint_damaged: bool,
     /// Whether the process was asked to stop.
     asked_to_stop: bool,
 }
@@ -223,6 +225,7 @@ impl Node {
             guarded: false,
             waits: settings.formed || id > settings.nodes,
             log_damaged: false,
+            checkpoint_damaged: false,
             asked_to_stop: false,
         }
     }

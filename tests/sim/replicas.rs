@@ -87,7 +87,13 @@ fn read(node: &Node) -> Result<Held, StoreError> {
     let dir = CheckpointDir::open(disk, &Path::new(ROOT).join("checkpoint"))?;
     let mut checkpoints = BTreeMap::new();
     for index in dir.list()? {
-        checkpoints.insert(index, dir.read(index)?);
+        match dir.read(index) {
+            Ok(checkpoint) => {
+                checkpoints.insert(index, checkpoint);
+            }
+            Err(_) if node.checkpoint_damaged => {}
+            Err(error) => return Err(error),
+        }
     }
     let segments = Node::segments();
     let named = files.into_iter().filter_map(|(path, bytes)| {

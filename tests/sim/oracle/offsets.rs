@@ -2,7 +2,7 @@
 //!
 //! Each group and queue has one consumer here, which commits ever larger offsets. What it reads is
 //! at least what it was told was committed before, unless a commit with unknown outcome was carried
-//! out late; and it is something that was to be committed.
+//! out late; and it is something that was to be committed. Others may read at the same time.
 
 use std::collections::BTreeMap;
 
@@ -14,30 +14,47 @@ pub(super) fn check(history: &History) -> Vec<String> {
         places.entry(step.place).or_default().push(step);
     }
     let mut problems = Vec::new();
-    for ((group, queue), mut steps) in places {
-        steps.sort_by_key(|step| step.span);
-        let mut known = None;
-        let mut possible = Vec::new();
+    for ((group, queue), steps) in places {
+        let commits: Vec<Commit> = steps.iter().filter_map(|step| commit(step)).collect();
         for step in steps {
-            match step.kind {
-                OffsetKind::Commit(offset, Outcome::Done(())) => {
-                    known = known.max(Some(offset));
-                }
-                OffsetKind::Commit(offset, Outcome::Unknown) => possible.push(offset),
-                OffsetKind::Commit(_, Outcome::Refused) => {}
-                OffsetKind::Read(read) => {
-                    let is_late = read.is_some_and(|read| possible.contains(&read));
-                    if read != known && !is_late {
-                        problems.push(format!(
-                            "group {group} queue {queue} reads {read:?} after {known:?} was \
-                             committed"
-                        ));
-                    }
-                }
+            let OffsetKind::Read(read) = step.kind else {
+                continue;
+            };
+            let (begin, end) = step.span;
+            let before = commits
+                .iter()
+                .filter(|one| one.is_done && one.span.1 < begin);
+            let known = before.map(|one| one.offset).max();
+            // What is committed meanwhile, or nobody knows when.
+            let may_be =
+                |one: &&Commit| one.span.0 < end && (!one.is_done || Some(one.offset) > known);
+            let mut possible = commits.iter().filter(may_be);
+            if read != known && !possible.any(|one| Some(one.offset) == read) {
+                problems.push(format!(
+                    "group {group} queue {queue} reads {read:?} after {known:?} was committed"
+                ));
             }
         }
     }
     problems
+}
+
+/// A commit that was or may have been carried out.
+struct Commit {
+    offset: u64,
+    span: (u64, u64),
+    is_done: bool,
+}
+
+fn commit(step: &OffsetStep) -> Option<Commit> {
+    let OffsetKind::Commit(offset, outcome) = step.kind else {
+        return None;
+    };
+    (outcome != Outcome::Refused).then_some(Commit {
+        offset,
+        span: step.span,
+        is_done: outcome == Outcome::Done(()),
+    })
 }
 
 #[cfg(test)]
