@@ -4,6 +4,7 @@
 //! request to the leader, change the group. Raft's tasks run on a runtime of their own with one
 //! thread, so that a burst of client work never delays a heartbeat.
 
+mod append_stream;
 mod boundary;
 mod candidacy;
 mod candidate;

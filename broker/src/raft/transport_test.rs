@@ -1,9 +1,10 @@
 //! Append streams over a network in memory whose pipes hold 64 KiB, in paused time.
 
+use bytes::BytesMut;
 use prometheus::IntCounter;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
-use super::*;
+use super::{super::append_stream::APPEND_ANSWER_TIMEOUT, *};
 use crate::{
     cancellation::poll_times,
     net::memory::MemoryNet,
