@@ -6,8 +6,10 @@ use super::random::Random;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
     /// Calls are dropped at any time: clients close their connections in the middle of a request,
-    /// administrators in the middle of a change.
+    /// administrators in the middle of a hand-over.
     Drops,
+    /// The same for changes of the membership.
+    DroppedChanges,
     /// The group grows to five and shrinks again; ids that were removed come back with empty disks.
     Members,
     /// The group is formed by an administrator and names the disks of its nodes.
@@ -40,20 +42,21 @@ pub enum Class {
 
 /// Every class, its name, and whether it is on unless somebody chooses others. A class that finds a
 /// known defect is off until that is mended.
-pub const CLASSES: [(Class, &str, bool); 15] = [
+pub const CLASSES: [(Class, &str, bool); 16] = [
     (Class::Drops, "drops", false),
-    (Class::Members, "members", false),
-    (Class::Formed, "formed", false),
+    (Class::DroppedChanges, "dropped-changes", false),
+    (Class::Members, "members", true),
+    (Class::Formed, "formed", true),
     (Class::Lies, "lies", false),
-    (Class::Copies, "copies", false),
+    (Class::Copies, "copies", true),
     (Class::Checkpoints, "checkpoints", false),
     (Class::SamePlace, "same-place", false),
     (Class::LongDown, "long-down", false),
     (Class::OlderDisk, "older-disk", false),
     (Class::Async, "async", false),
-    (Class::Parts, "parts", false),
-    (Class::Drift, "drift", false),
-    (Class::Refused, "refused", false),
+    (Class::Parts, "parts", true),
+    (Class::Drift, "drift", true),
+    (Class::Refused, "refused", true),
     (Class::FailedTransfer, "failed-transfer", false),
     (Class::Relapse, "relapse", false),
 ];

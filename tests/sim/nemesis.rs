@@ -233,50 +233,6 @@ impl Nemesis {
             return false;
         }
         match fault {
-            Fault::Kill | Fault::PowerCut | Fault::PowerCutOfAll | Fault::Stop | Fault::Pause => {
-                self.strike_process(cluster, fault, at)
-            }
-            Fault::SlowDisk | Fault::InputOutputError | Fault::DiskFull => {
-                self.strike_disk(cluster, fault, at);
-            }
-            Fault::CutOff | Fault::OneWay | Fault::Bridge | Fault::BadNetwork => {
-                self.strike_network(cluster, fault, at, other);
-                self.later(cluster, (500, 12_000), Cure::Ways);
-            }
-            Fault::ClockJump => {
-                let ms = self.random.below(1_200_000) as i64 - 600_000;
-                cluster.nodes[at].set_clock(ms);
-                self.later(cluster, (5_000, 60_000), Cure::Clock(id));
-            }
-            Fault::ClockDrift => {
-                cluster.nodes[at].pace = 900 + self.random.below(200);
-                self.later(cluster, (5_000, 60_000), Cure::Pace(id));
-            }
-            Fault::Transfer | Fault::DroppedTransfer => self.ask_to_hand_over(cluster, fault, at),
-            // Another one that is lost meanwhile may be one too many.
-            Fault::Replace if self.damages || !Membership::is_complete(cluster) => return false,
-            Fault::Replace => return cluster.replace(at),
-            Fault::BitFlip | Fault::WrongBlock if !self.damages => return false,
-            Fault::BitFlip => return damage::flip(&mut self.random, cluster, at),
-            Fault::WrongBlock => return damage::overwrite(&mut self.random, cluster, at),
-            Fault::Refuse => {
-                let ms = 2 + self.random.below(1_500);
-                cluster.network.refuse_until(id, cluster.now_ms + ms);
-            }
-            Fault::CopyDamage => return damage::copy(&mut self.random, cluster, at),
-            Fault::Grow | Fault::Shrink if !Membership::is_complete(cluster) => return false,
-            Fault::Grow => return cluster.nodes.len() == 3 && cluster.grow(2),
-            Fault::Shrink => return self.shrink(cluster),
-            Fault::FarDrift => {
-                cluster.nodes[at].pace = if self.random.once_in(2) { 500 } else { 2_000 };
-                self.later(cluster, (5_000, 60_000), Cure::Pace(id));
-            }
-        }
-        true
-    }
-
-    fn strike_process(&mut self, cluster: &mut Cluster, fault: Fault, at: usize) {
-        match fault {
             Fault::Kill => self.end(cluster, at, End::Killed),
             Fault::PowerCut => {
                 let crash = self.crash();
@@ -295,17 +251,23 @@ impl Nemesis {
                 let ms = 100 + self.random.below(6_000);
                 cluster.pause(at, ms);
             }
-            _ => {}
-        }
-    }
-
-    fn strike_disk(&mut self, cluster: &mut Cluster, fault: Fault, at: usize) {
-        let id = cluster.nodes[at].id;
-        match fault {
             Fault::SlowDisk => {
                 let ms = [5, 50, 600, 5_000][self.random.below(4) as usize];
                 cluster.nodes[at].slow = Duration::from_millis(ms);
                 self.later(cluster, (1_000, 10_000), Cure::Disk(id));
+            }
+            Fault::CutOff | Fault::OneWay | Fault::Bridge | Fault::BadNetwork => {
+                self.strike_network(cluster, fault, at, other);
+                self.later(cluster, (500, 12_000), Cure::Ways);
+            }
+            Fault::ClockJump => {
+                let ms = self.random.below(1_200_000) as i64 - 600_000;
+                cluster.nodes[at].set_clock(ms);
+                self.later(cluster, (5_000, 60_000), Cure::Clock(id));
+            }
+            Fault::ClockDrift => {
+                cluster.nodes[at].pace = 900 + self.random.below(200);
+                self.later(cluster, (5_000, 60_000), Cure::Pace(id));
             }
             Fault::InputOutputError => self.fail_operation(cluster, at),
             Fault::DiskFull => {
@@ -315,13 +277,25 @@ impl Nemesis {
                 cluster.nodes[at].full_since_ms = Some(cluster.now_ms);
                 self.later(cluster, (2_000, 20_000), Cure::Disk(id));
             }
-            _ => {}
+            // Another one that is lost meanwhile may be one too many.
+            Fault::Replace if self.damages || !Membership::is_complete(cluster) => return false,
+            Fault::Replace => return cluster.replace(at),
+            Fault::BitFlip | Fault::WrongBlock if !self.damages => return false,
+            Fault::BitFlip => return damage::flip(&mut self.random, cluster, at),
+            Fault::WrongBlock => return damage::overwrite(&mut self.random, cluster, at),
+            further => return self.strike_further(cluster, further, at),
         }
+        true
     }
 
-    /// Asks for a hand-over, and waits for the answer or not for long.
-    fn ask_to_hand_over(&mut self, cluster: &Cluster, fault: Fault, at: usize) {
+    /// Hand-overs, and the faults of classes that not every life has.
+    fn strike_further(&mut self, cluster: &mut Cluster, fault: Fault, at: usize) -> bool {
+        let id = cluster.nodes[at].id;
         match fault {
+            Fault::Refuse => {
+                let ms = 2 + self.random.below(1_500);
+                cluster.network.refuse_until(id, cluster.now_ms + ms);
+            }
             Fault::Transfer => {
                 let to = self.random.once_in(2).then(|| cluster.nodes[at].raft_id());
                 for node in &cluster.nodes {
@@ -331,6 +305,7 @@ impl Nemesis {
                     });
                 }
             }
+            Fault::CopyDamage => return damage::copy(&mut self.random, cluster, at),
             Fault::DroppedTransfer => {
                 let after = Duration::from_millis(self.random.below(100));
                 let to = self.random.once_in(2).then(|| cluster.nodes[at].raft_id());
@@ -341,8 +316,16 @@ impl Nemesis {
                     });
                 }
             }
-            _ => {}
+            Fault::Grow | Fault::Shrink if !Membership::is_complete(cluster) => return false,
+            Fault::Grow => return cluster.nodes.len() == 3 && cluster.grow(2),
+            Fault::Shrink => return self.shrink(cluster),
+            Fault::FarDrift => {
+                cluster.nodes[at].pace = if self.random.once_in(2) { 500 } else { 2_000 };
+                self.later(cluster, (5_000, 60_000), Cure::Pace(id));
+            }
+            _ => return false,
         }
+        true
     }
 
     /// Lets two of five leave. Where logs are damaged only new ones do: others may have the only

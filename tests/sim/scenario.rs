@@ -23,6 +23,8 @@ const CATCH_UP_MS: u64 = 30_000;
 /// How long a damaged place may take until it is mended: the scrub reads everything in that time.
 /// Unit: ms.
 const MEND_MS: u64 = 60_000;
+/// Pause between two looks at it. Unit: ms.
+const LOOK_MS: u64 = 500;
 /// How long deletions are waited for. Unit: ms.
 const DELETE_MS: u64 = 120_000;
 /// Clients that ask one node again and again.
@@ -286,9 +288,10 @@ impl Stage<'_> {
         for at in 0..2 {
             self.restart(at, End::Killed);
         }
-        let mended = self
-            .cluster
-            .step_until(MEND_MS, |cluster| damage::is_equal(cluster, &path, offset));
+        let mended = (0..MEND_MS / LOOK_MS).any(|_| {
+            self.cluster.step_until(LOOK_MS, |_| false);
+            damage::is_equal(self.cluster, &path, offset)
+        });
         if mended {
             return Ok(true);
         }

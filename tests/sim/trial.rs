@@ -135,7 +135,9 @@ impl Trial {
         let mut cluster = Cluster::new(settings, random.number());
         cluster.returns = classes.has(Class::Members);
         let mut own = Random::new(plan.seed ^ SALT);
-        cluster.membership.drops = classes.has(Class::Drops).then(|| Random::new(own.number()));
+        cluster.membership.drops = classes
+            .has(Class::DroppedChanges)
+            .then(|| Random::new(own.number()));
         let workload = Workload::new(Arc::clone(&cluster.brokers), load);
         workload.history().deletes = settings.deletes;
         let net = Arc::clone(&cluster.clients_net);
