@@ -10,8 +10,10 @@ pub enum Class {
     Drops,
     /// The same for changes of the membership.
     DroppedChanges,
-    /// The group grows to five and shrinks again; ids that were removed come back with empty disks.
+    /// The group grows to five and shrinks again.
     Members,
+    /// Ids that were removed come back with empty disks.
+    Returns,
     /// The group is formed by an administrator and names the disks of its nodes.
     Formed,
     /// A disk says that something is durable which is not, and then loses its power.
@@ -42,15 +44,16 @@ pub enum Class {
 
 /// Every class, its name, and whether it is on unless somebody chooses others. A class that finds a
 /// known defect is off until that is mended.
-pub const CLASSES: [(Class, &str, bool); 16] = [
+pub const CLASSES: [(Class, &str, bool); 17] = [
     (Class::Drops, "drops", false),
     (Class::DroppedChanges, "dropped-changes", false),
     (Class::Members, "members", true),
+    (Class::Returns, "returns", false),
     (Class::Formed, "formed", true),
     (Class::Lies, "lies", false),
     (Class::Copies, "copies", true),
     (Class::Checkpoints, "checkpoints", false),
-    (Class::SamePlace, "same-place", false),
+    (Class::SamePlace, "same-place", true),
     (Class::LongDown, "long-down", false),
     (Class::OlderDisk, "older-disk", false),
     (Class::Async, "async", false),

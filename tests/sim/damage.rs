@@ -154,7 +154,8 @@ pub(super) fn same_place(random: &mut Random, cluster: &mut Cluster) -> Option<(
         let offset = random.below(length);
         let all_sealed = cluster.nodes.iter().take(OWNERS).all(|node| {
             let segments = segments(node);
-            segments.iter().any(|(other, ..)| *other == next)
+            let has = |base: u64| segments.iter().any(|(other, ..)| *other == base);
+            has(*base) && has(next)
         });
         // Nobody has it twice: then it would be gone.
         if all_sealed && is_equal(cluster, path, offset) {

@@ -133,7 +133,7 @@ impl Trial {
         };
         let mean_ms = [1_500, 4_000, 15_000][random.below(3) as usize];
         let mut cluster = Cluster::new(settings, random.number());
-        cluster.returns = classes.has(Class::Members);
+        cluster.returns = classes.has(Class::Returns);
         let mut own = Random::new(plan.seed ^ SALT);
         cluster.membership.drops = classes
             .has(Class::DroppedChanges)
