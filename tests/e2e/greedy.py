@@ -4,7 +4,7 @@
 One broker with a memory budget, a well-behaved producer beside the greedy clients. Slow readers,
 half frames, parked pulls of a client that does not read, connections that come and go, refused
 connections: memory stays within the budget and a margin and comes back, no send of the producer
-fails, and its p99 is at most five times what it is alone.
+fails, and its p99 is at most five times what it is alone, or 100 ms.
 
 --beside runs another program first and prints its figures beside ours; nothing is checked there.
 --full takes the numbers that the cases were found with, which need 8 GiB and some minutes.
@@ -39,8 +39,9 @@ CONNECTION = 64 << 10
 KEPT_MAX = 64 * MIB
 # Time for giving back: the allocator takes 10 s. Unit: seconds.
 SETTLE = 12
-# p99 alone is a few milliseconds: below this a factor means nothing on a busy machine. Unit: ms.
-P99_FLOOR = 10.0
+# p99 alone is a few milliseconds: below this a factor means nothing on two cores that the greedy
+# clients and other work share. Without a budget it was 500 ms and more. Unit: ms.
+P99_FLOOR = 100.0
 P99_FACTOR = 5
 LOG_MAX = 64 << 10
 
