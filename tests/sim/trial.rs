@@ -239,9 +239,11 @@ impl Trial {
     fn recover(&mut self) -> bool {
         let begin = self.cluster.now_ms;
         self.cluster.heal();
-        for at in 0..self.cluster.nodes.len() {
-            let broker = self.cluster.nodes[at].client_address();
-            loop {
+        let nodes = self.cluster.nodes.iter();
+        let nodes: Vec<_> = nodes.map(|node| (node.id, node.client_address())).collect();
+        for (id, broker) in nodes {
+            // Who leaves the group meanwhile need not take anything.
+            while self.cluster.nodes.iter().any(|node| node.id == id) {
                 let left = (begin + RECOVERY_MS).saturating_sub(self.cluster.now_ms);
                 let (net, target) = (Arc::clone(&self.cluster.clients_net), broker.clone());
                 let work = Arc::clone(&self.workload);
@@ -249,6 +251,7 @@ impl Trial {
                 match self.cluster.await_client(left, sent) {
                     Some(true) => break,
                     Some(false) if left > 0 => {}
+                    _ if self.cluster.leaving.contains(&id) => break,
                     _ => {
                         let ends = &self.cluster.ends;
                         let last = ends.iter().rev().take(3).collect::<Vec<_>>();
