@@ -8,8 +8,8 @@ use std::time::Duration;
 /// Connections the kernel keeps waiting for `accept`. Source: Netty's default in RocketMQ, 1024.
 pub const ACCEPT_BACKLOG: u32 = 1024;
 
-/// Connections one listener serves at a time. Each holds a read buffer of
-/// [`READ_BUFFER_BYTES_MIN`] and a task: about 20 KB, so a full house costs some 200 MB.
+/// Connections one listener serves at a time. A quiet one holds a read buffer of
+/// [`READ_BUFFER_BYTES_FIRST`] and a task: about 10 KB, so a full house costs some 100 MB.
 /// Reached: the new connection is closed at once and counted.
 pub const CONNECTIONS_MAX: usize = 10_000;
 
