@@ -235,28 +235,16 @@ mod tests {
     use std::{collections::BTreeSet, net::SocketAddr};
 
     use openraft::{Membership, vote::leader_id_std::LeaderId};
-    use prometheus::IntCounter;
     use tokio::time::sleep;
 
     use super::*;
     use crate::{
         net::{Listener, Net, memory::MemoryNet},
         raft::{
-            members::Members,
             peer::{self, Local},
             wire,
         },
     };
-
-    fn local(id: u64) -> Local {
-        Local {
-            cluster: "c".into(),
-            group: "g".into(),
-            id,
-            incarnation: format!("disk-{id}"),
-            members: Arc::new(Members::new(IntCounter::new("r", "R.").unwrap())),
-        }
-    }
 
     fn address(id: u64) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], 40_910 + u16::try_from(id).unwrap()))
@@ -272,7 +260,9 @@ mod tests {
         while let Ok(accepted) = listener.accept().await {
             *count.lock().unwrap() += 1;
             tokio::spawn(async move {
-                let (mut connection, _) = peer::accept(accepted.stream, &local(id)).await.unwrap();
+                let (mut connection, _) = peer::accept(accepted.stream, &Local::of_test(id))
+                    .await
+                    .unwrap();
                 while let Ok(Some(_)) = connection.reader.next().await {
                     sleep(pause).await;
                     let mut answer = bytes::BytesMut::new();
@@ -300,7 +290,7 @@ mod tests {
         });
         let voters = vec![BTreeSet::from([1, 2, 3])];
         let membership = Membership::new(voters, nodes.collect::<BTreeMap<_, _>>()).unwrap();
-        let transport = Transport::on(net, local(1));
+        let transport = Transport::on(net, Local::of_test(1));
         let peers = Peers::new(1, transport);
         (peers, StoredMembership::new(None, membership), counts)
     }

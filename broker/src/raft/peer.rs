@@ -68,6 +68,19 @@ impl Local {
             members: Arc::new(Members::new(metrics.raft.refused_peers_total.clone())),
         }
     }
+
+    /// Node `id` of the group that unit tests have.
+    #[cfg(test)]
+    pub(super) fn of_test(id: u64) -> Self {
+        let refused = prometheus::IntCounter::new("r", "R.").expect("a valid name");
+        Self {
+            cluster: "c".into(),
+            group: "g".into(),
+            id,
+            incarnation: format!("disk-{id}"),
+            members: Arc::new(Members::new(refused)),
+        }
+    }
 }
 
 /// Receiving half of a connection.

@@ -138,7 +138,6 @@ mod tests {
         network::{RPCOption, RaftNetworkFactory, RaftNetworkV2},
         vote::leader_id_std::LeaderId,
     };
-    use prometheus::IntCounter;
     use tokio::{task::JoinHandle, time::Instant};
 
     use super::*;
@@ -146,7 +145,6 @@ mod tests {
         cancellation::poll_times,
         net::{Net, memory::MemoryNet},
         raft::{
-            members::Members,
             peer::{self, Local},
             transport::Transport,
             types::{PeerNode, Snapshot, SnapshotMeta},
@@ -154,16 +152,6 @@ mod tests {
     };
 
     const HERE: &str = "127.0.0.1:7001";
-
-    fn local(id: u64) -> Local {
-        Local {
-            cluster: "c".into(),
-            group: "g".into(),
-            id,
-            incarnation: format!("disk-{id}"),
-            members: Arc::new(Members::new(IntCounter::new("r", "R.").unwrap())),
-        }
-    }
 
     fn vote(term: u64, voted_for: u64) -> Vote {
         Vote {
@@ -183,8 +171,9 @@ mod tests {
             while let Ok(Ok(accepted)) = timeout(idle, listener.accept()).await {
                 let intake = Arc::clone(&intake);
                 connections.spawn(async move {
-                    let (mut connection, hello) =
-                        peer::accept(accepted.stream, &local(1)).await.ok()?;
+                    let (mut connection, hello) = peer::accept(accepted.stream, &Local::of_test(1))
+                        .await
+                        .ok()?;
                     let body = connection.reader.expect(Kind::SnapshotBegin).await.ok()?;
                     let (vote, length) = wire::decode_snapshot_begin(body).ok()?;
                     let begin = (hello.from, vote, length);
@@ -204,7 +193,7 @@ mod tests {
     }
 
     async fn send(net: &MemoryNet, vote: Vote, bytes: usize) -> Result<Vote, String> {
-        let mut transport = Transport::on(net.clone(), local(vote.leader_id.voted_for));
+        let mut transport = Transport::on(net.clone(), Local::of_test(vote.leader_id.voted_for));
         let node = PeerNode {
             address: HERE.into(),
             ..PeerNode::default()
@@ -239,7 +228,7 @@ mod tests {
         let net = MemoryNet::default();
         let follower = follow(&net).await;
         let stalled = async {
-            let transport = Transport::on(net.clone(), local(2));
+            let transport = Transport::on(net.clone(), Local::of_test(2));
             let Transport { net, local, .. } = &transport;
             let channel = wire::Channel::Control;
             let mut connection = peer::connect(net, local, 1, HERE, channel).await.unwrap();

@@ -1,33 +1,19 @@
 //! Append streams over a network in memory whose pipes hold 64 KiB, in paused time.
 
 use bytes::BytesMut;
-use prometheus::IntCounter;
 use tokio::time::{Instant, sleep};
 
 use super::{super::append_stream::APPEND_ANSWER_TIMEOUT, *};
 use crate::{
     cancellation::poll_times,
     net::memory::MemoryNet,
-    raft::{
-        members::Members,
-        types::{Batch, Entry, LogId},
-    },
+    raft::types::{Batch, Entry, LogId},
 };
 
 const FOLLOWER: &str = "127.0.0.1:7001";
 
-fn local(id: u64) -> Local {
-    Local {
-        cluster: "c".into(),
-        group: "g".into(),
-        id,
-        incarnation: format!("disk-{id}"),
-        members: Arc::new(Members::new(IntCounter::new("r", "R.").unwrap())),
-    }
-}
-
 fn client(net: &MemoryNet) -> PeerClient {
-    let transport = Transport::on(net.clone(), local(2));
+    let transport = Transport::on(net.clone(), Local::of_test(2));
     let node = PeerNode {
         address: FOLLOWER.into(),
         ..PeerNode::default()
@@ -59,7 +45,7 @@ async fn follow(net: &MemoryNet, pause: Duration) {
     tokio::spawn(async move {
         while let Ok(accepted) = listener.accept().await {
             tokio::spawn(async move {
-                let (mut connection, _) = peer::accept(accepted.stream, &local(1)).await?;
+                let (mut connection, _) = peer::accept(accepted.stream, &Local::of_test(1)).await?;
                 let mut out = BytesMut::new();
                 while let Some((_, body)) = connection.reader.next().await? {
                     let request = wire::decode_append(body)?;

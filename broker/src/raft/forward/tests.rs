@@ -7,7 +7,6 @@ use std::{
 };
 
 use futures::future::{BoxFuture, join_all};
-use prometheus::IntCounter;
 use raftmq_remoting::{RequestCode, ResponseCode};
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 
@@ -15,22 +14,12 @@ use super::*;
 use crate::{
     cancellation::poll_times,
     net::{Net, Stream, memory::MemoryNet},
-    raft::{members::Members, peer::Local, wire},
+    raft::{peer::Local, wire},
 };
 
 const LEADER: &str = "127.0.0.1:7001";
 /// What a client waits for.
 const PATIENCE: Duration = Duration::from_millis(2_800);
-
-fn local(id: u64) -> Local {
-    Local {
-        cluster: "c".into(),
-        group: "g".into(),
-        id,
-        incarnation: format!("disk-{id}"),
-        members: Arc::new(Members::new(IntCounter::new("r", "R.").unwrap())),
-    }
-}
 
 /// Answers after a while with a body of `bytes`, and counts what it carries out.
 struct Handler {
@@ -80,7 +69,7 @@ async fn lead(net: &MemoryNet, handler: &Arc<Handler>) -> JoinHandle<()> {
         while let Ok(accepted) = listener.accept().await {
             let handler = Arc::clone(&handler);
             links.spawn(async move {
-                let accepted = peer::accept(accepted.stream, &local(1)).await;
+                let accepted = peer::accept(accepted.stream, &Local::of_test(1)).await;
                 serve(accepted.unwrap().0, &*handler).await
             });
         }
@@ -88,7 +77,7 @@ async fn lead(net: &MemoryNet, handler: &Arc<Handler>) -> JoinHandle<()> {
 }
 
 fn forwarder(net: impl Net + 'static) -> Forwarder {
-    let transport = Transport::on(net, local(2));
+    let transport = Transport::on(net, Local::of_test(2));
     Forwarder::new(transport, tokio::runtime::Handle::current())
 }
 
@@ -259,7 +248,9 @@ async fn a_leader_that_does_not_read_ends_the_link_and_what_was_not_written_was_
     let _deaf = tokio::spawn(async move {
         let mut open = Vec::new();
         while let Ok(accepted) = listener.accept().await {
-            let (mut connection, _) = peer::accept(accepted.stream, &local(1)).await.unwrap();
+            let (mut connection, _) = peer::accept(accepted.stream, &Local::of_test(1))
+                .await
+                .unwrap();
             connection.writer.send(&encode_clock(0)).await.unwrap();
             open.push(connection);
         }
