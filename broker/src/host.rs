@@ -12,7 +12,6 @@ use std::{
 };
 
 use raftmq_store::{Disk, EntryKind, LogId, RealDisk};
-use rustix::process::setpriority_process;
 use tokio::{sync::watch, task::JoinError, time::sleep};
 
 use crate::{
@@ -136,31 +135,6 @@ pub(crate) async fn blocking<T: Send + 'static>(
             }
             Ok(work())
         }
-    }
-}
-
-/// Priority of threads that others wait for: the system runs them soon however many want to run. Unit:
-/// nice value, -20 to 19, less is sooner.
-const PREFERRED_NICE: i32 = -10;
-/// That of all others.
-const ORDINARY_NICE: i32 = 0;
-
-/// Has the system run the calling thread before others, if this process may ask for that: in most
-/// containers it may not. A leader that is not run for an election timeout is taken for dead.
-pub(crate) fn prefer_this_thread() {
-    if is_simulated() {
-        return;
-    }
-    // Without an id Linux takes the calling thread, not its process.
-    if let Err(error) = setpriority_process(None, PREFERRED_NICE) {
-        tracing::info!(%error, "the system does not prefer the threads of Raft and the disk");
-    }
-}
-
-/// Undoes that for a thread which a preferred one has started: it inherits the priority.
-pub(crate) fn ordinary_thread() {
-    if let Err(error) = setpriority_process(None, ORDINARY_NICE) {
-        tracing::debug!(%error, "give a priority back");
     }
 }
 

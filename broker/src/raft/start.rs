@@ -13,12 +13,7 @@ use super::{
     transport::Transport,
     types::{self, TypeConfig},
 };
-use crate::{
-    checkpoint::CheckpointWriter,
-    config::RaftConfig,
-    host::{is_simulated, ordinary_thread, prefer_this_thread},
-    net::Listener,
-};
+use crate::{checkpoint::CheckpointWriter, config::RaftConfig, host::is_simulated, net::Listener};
 
 /// A runtime of one thread that lives until the returned sender is dropped. A simulation has one
 /// thread for everything.
@@ -28,15 +23,12 @@ pub(super) fn start_runtime() -> Result<(Handle, oneshot::Sender<()>), io::Error
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // Work that waits for the disk.
-        .on_thread_start(ordinary_thread)
         .build()?;
     let handle = runtime.handle().clone();
     let (stop, stopped) = oneshot::channel::<()>();
     std::thread::Builder::new()
         .name("raft".into())
         .spawn(move || {
-            prefer_this_thread();
             // Ends with an error when the sender is dropped, which is the signal.
             let _ = runtime.block_on(stopped);
         })?;

@@ -7,7 +7,7 @@ use raftmq_store::{FlushOutcome, Flusher, PreallocOutcome, Preallocator};
 use tokio::time::sleep;
 
 use crate::{
-    host::{end_process, is_simulated, prefer_this_thread, simulated},
+    host::{end_process, is_simulated, simulated},
     metrics::Metrics,
 };
 
@@ -33,10 +33,9 @@ pub(super) fn start_disk_threads(
         tokio::spawn(fill.run_in_turn());
         return Ok(());
     }
-    thread::Builder::new().name("flush".into()).spawn(move || {
-        prefer_this_thread();
-        flush.run();
-    })?;
+    thread::Builder::new()
+        .name("flush".into())
+        .spawn(move || flush.run())?;
     thread::Builder::new()
         .name("preallocate".into())
         .spawn(move || fill.run())?;
