@@ -335,3 +335,33 @@ fn a_leader_whose_disk_alone_stalls_is_replaced_once() {
     assert_eq!(bed.leader(), Some(now));
     assert_eq!(bed.status(now).unwrap().term, before + 1);
 }
+
+#[test]
+fn what_a_follower_has_shown_is_in_the_answers_of_a_slower_leader() {
+    let mut bed = Bed::new(8);
+    let (leader, follower, _) = bed.places();
+    let ((net, at_leader), (_, at_follower)) = (bed.client(leader), bed.client(follower));
+    bed.cluster.nodes[leader].slow = Duration::from_millis(300);
+    let mut sender = Client::new(Arc::clone(&net));
+    let broker = at_leader.clone();
+    let send = async move {
+        for id in 1..=600 {
+            sender.send(&broker, 0, id).await;
+        }
+    };
+    let look = async move {
+        let mut client = Client::new(net);
+        let mut looks = Vec::new();
+        while looks.last().is_none_or(|(shown, _)| *shown < 600) {
+            let shown = client.end_of_own(&at_follower, (0, 0)).await.unwrap();
+            let answered = client.end(&at_leader, 0).await.unwrap();
+            looks.push((shown, answered));
+        }
+        looks
+    };
+    let both = async move { tokio::join!(send, look).1 };
+    let looks = bed.cluster.await_client(60_000, both).expect("in time");
+    let older: Vec<_> = looks.iter().filter(|(shown, end)| end < shown).collect();
+    assert!(older.is_empty(), "{older:?}");
+    assert_eq!(bed.leader(), Some(leader));
+}

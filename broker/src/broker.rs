@@ -176,7 +176,7 @@ impl Broker {
     }
 
     /// Whether this node serves and a quorum confirms it: what it has applied is all that was
-    /// acknowledged to anybody.
+    /// shown to anybody, by whichever node.
     pub(crate) async fn serves_for_certain(&self) -> bool {
         let Some(consensus) = self.consensus() else {
             return false;

@@ -1,16 +1,17 @@
 //! Confirmation of the leadership (`broker/src/raft/confirm.rs`) and what `Role::serving` adds to it:
-//! an answer from the state of a node contains everything that was acknowledged before the question.
+//! an answer from the state of a node contains everything that anybody was shown before the question.
 //!
-//! Node 0 is asked. What it knows of its own role may be as old as you like. An acknowledgement to a
-//! client is the application of an entry by the leader that committed it. Replication is one step with
-//! its acknowledgement, so are the votes of an election; a hand-over that fails leaves a leader that
-//! neither writes nor sends heartbeats, until somebody else stands.
+//! Node 0 is asked. What it knows of its own role may be as old as you like. A client is shown an
+//! entry as soon as any node has applied it: the leader acknowledges it then, and followers serve
+//! pulls. A leader may apply what is committed later than its followers do. Replication is one step
+//! with its acknowledgement, so are the votes of an election; a hand-over that fails leaves a leader
+//! that neither writes nor sends heartbeats, until somebody else stands.
 
 use super::checker::{Model, holds, refuted};
 use super::log::Log;
 
 const NODES: usize = 3;
-const FRESH: &str = "an answer contains all that was acknowledged before the question";
+const FRESH: &str = "an answer contains all that was shown before the question";
 const FREE: &str = "who has given its term away puts off no election";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +23,8 @@ enum Defect {
     NotConfirmed,
     /// A leader answers before it has applied an entry of its own term.
     BeforeServing,
+    /// A leader answers before it has applied what was committed at the question.
+    BeforeApplied,
     /// A leader that has begun to hand over confirms as before.
     ConfirmsAfterTransfer,
 }
@@ -32,6 +35,7 @@ enum Action {
     Elect { node: usize, by: usize },
     Write(usize),
     Append { from: usize, to: usize },
+    Apply(usize),
     GiveAway,
     SeeRole,
     Question,
@@ -45,6 +49,7 @@ struct Node {
     term: u8,
     leads: bool,
     log: Log,
+    committed: u8,
     applied: u8,
     matched: [u8; NODES],
     /// It has begun to hand over in this term.
@@ -56,16 +61,18 @@ struct Node {
 enum Read {
     #[default]
     None,
-    /// The term that the round confirms, who follows, one bit a node, and whether the term was given
-    /// away before.
+    /// What was shown before, what the leader had committed, the term that the round confirms, who
+    /// follows, one bit a node, and whether the term was given away before.
     Round {
-        acknowledged: Log,
+        shown: Log,
+        committed: u8,
         term: u8,
         following: u8,
         is_late: bool,
     },
     Confirmed {
-        acknowledged: Log,
+        shown: Log,
+        committed: u8,
         term: u8,
     },
     Answered {
@@ -76,7 +83,8 @@ enum Read {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 struct State {
     nodes: [Node; NODES],
-    acknowledged: Log,
+    /// The longest log that any node has applied.
+    shown: Log,
     /// The term in which node 0 last saw itself serving.
     serving: Option<u8>,
     read: Read,
@@ -116,6 +124,11 @@ impl Model for Confirmations {
                 next.nodes[at].matched[at] += 1;
                 then(Action::Write(at), next);
             }
+            if node.applied < node.committed {
+                let mut next = *state;
+                next.apply(at);
+                then(Action::Apply(at), next);
+            }
             for other in (0..NODES).filter(|other| *other != at) {
                 self.elect(state, (at, other), then);
                 append(state, (at, other), then);
@@ -148,6 +161,17 @@ fn serving(node: &Node) -> Option<u8> {
     (node.leads && has_own && !node.gave_away).then_some(node.term)
 }
 
+impl State {
+    /// A node applies all that it knows to be committed.
+    fn apply(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        node.applied = node.committed;
+        if node.applied > self.shown.len() {
+            self.shown = node.log.head(node.applied);
+        }
+    }
+}
+
 impl Confirmations {
     fn elect(&self, state: &State, (at, by): (usize, usize), then: &mut dyn FnMut(Action, State)) {
         let (node, voter) = (&state.nodes[at], &state.nodes[by]);
@@ -175,7 +199,8 @@ impl Confirmations {
                     node.leads && (!node.gave_away || self.defect == Defect::ConfirmsAfterTransfer);
                 if asks && state.serving.is_some() {
                     next.read = Read::Round {
-                        acknowledged: state.acknowledged,
+                        shown: state.shown,
+                        committed: node.committed,
                         term: node.term,
                         following: 1,
                         is_late: node.gave_away,
@@ -184,7 +209,8 @@ impl Confirmations {
                 }
             }
             Read::Round {
-                acknowledged,
+                shown,
+                committed,
                 term,
                 following,
                 is_late,
@@ -196,7 +222,8 @@ impl Confirmations {
                             next.nodes[other] = follower(peer, term);
                         }
                         next.read = Read::Round {
-                            acknowledged,
+                            shown,
+                            committed,
                             term,
                             following: following | 1 << other,
                             is_late,
@@ -208,16 +235,25 @@ impl Confirmations {
                 let own = node.leads && node.term == term;
                 let is_quorum = following.count_ones() > 1 || self.defect == Defect::NotConfirmed;
                 if is_quorum && own {
-                    next.read = Read::Confirmed { acknowledged, term };
+                    next.read = Read::Confirmed {
+                        shown,
+                        committed,
+                        term,
+                    };
                     then(Action::Confirmed, next);
                 }
             }
-            Read::Confirmed { acknowledged, term } => {
+            Read::Confirmed {
+                shown,
+                committed,
+                term,
+            } => {
                 let is_same = state.serving == Some(term) || self.defect == Defect::AnyTerm;
-                if is_same {
+                let has_it = node.applied >= committed || self.defect == Defect::BeforeApplied;
+                if is_same && has_it {
                     let state_of_node = node.log.head(node.applied);
                     next.read = Read::Answered {
-                        is_fresh: state_of_node.has(&acknowledged),
+                        is_fresh: state_of_node.has(&shown),
                     };
                     then(Action::Answer, next);
                 }
@@ -232,6 +268,7 @@ fn follower(node: &Node, term: u8) -> Node {
     Node {
         term,
         log: node.log,
+        committed: node.committed,
         applied: node.applied,
         ..Node::default()
     }
@@ -250,17 +287,15 @@ fn append(state: &State, (at, other): (usize, usize), then: &mut dyn FnMut(Actio
     }
     let len = from.log.len();
     follower.log.take(&from.log, len);
-    follower.applied = follower.applied.max(from.applied.min(len));
+    follower.committed = follower.committed.max(from.committed);
+    next.apply(other);
     let leader = &mut next.nodes[at];
     leader.matched[other] = len;
     let mut matched = leader.matched;
     matched.sort_unstable();
     let committed = matched[NODES / 2];
-    if leader.log.term(committed) == leader.term && committed > leader.applied {
-        leader.applied = committed;
-        if committed > next.acknowledged.len() {
-            next.acknowledged = leader.log.head(committed);
-        }
+    if leader.log.term(committed) == leader.term {
+        leader.committed = leader.committed.max(committed);
     }
     then(
         Action::Append {
@@ -281,7 +316,7 @@ fn model(defect: Defect) -> Confirmations {
 }
 
 #[test]
-fn a_confirmed_answer_has_all_that_was_acknowledged_before_the_question() {
+fn a_confirmed_answer_has_all_that_was_shown_before_the_question() {
     holds("confirmation", &model(Defect::None));
 }
 
@@ -292,7 +327,12 @@ fn a_confirmation_says_nothing_about_another_term() {
 
 #[test]
 fn a_leader_that_asks_nobody_may_be_replaced() {
-    refuted("confirmation, none", &model(Defect::NotConfirmed), FRESH, 8);
+    refuted(
+        "confirmation, none",
+        &model(Defect::NotConfirmed),
+        FRESH,
+        12,
+    );
 }
 
 #[test]
@@ -300,6 +340,16 @@ fn a_leader_must_have_applied_an_entry_of_its_own() {
     refuted(
         "confirmation, before serving",
         &model(Defect::BeforeServing),
+        FRESH,
+        12,
+    );
+}
+
+#[test]
+fn a_leader_must_have_applied_what_its_followers_may_have() {
+    refuted(
+        "confirmation, before applied",
+        &model(Defect::BeforeApplied),
         FRESH,
         12,
     );

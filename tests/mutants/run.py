@@ -45,6 +45,10 @@ CHECKS = {
         [*TEST, "--package", "raftmq-tests", "--test", "lost_ends", "--no-run"],
         [*TEST, "--package", "raftmq-tests", "--test", "lost_ends"],
     ),
+    "hand_over": (
+        [*TEST, "--package", "raftmq-tests", "--test", "hand_over", "--no-run"],
+        [*TEST, "--package", "raftmq-tests", "--test", "hand_over"],
+    ),
     "state": ([*TEST, "--package", "raftmq-state", "--no-run"], [*TEST, "--package", "raftmq-state"]),
     "broker": ([*TEST, "--package", "raftmq", "--lib", "--no-run"], [*TEST, "--package", "raftmq", "--lib"]),
     "simulation": (

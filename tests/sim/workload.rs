@@ -258,6 +258,7 @@ impl Worker {
         match pulled {
             Pulled::Nothing => from,
             Pulled::Moved(next) => {
+                tracing::debug!(?place, broker, from, next, "told to go on");
                 history.moves.push((queue, from, next));
                 next
             }

@@ -1,5 +1,7 @@
 //! Asks a quorum whether this node leads now, for answers that must not be older than what was
-//! acknowledged to others: Raft's ReadIndex, over connections of its own.
+//! shown to others: Raft's ReadIndex, over connections of its own. What was committed when the
+//! question came is applied before the answer: followers may have applied and shown it earlier than
+//! their leader.
 //!
 //! openraft's `ensure_linearizable` is not enough (0.10.0-alpha.37): of appends that end at the same
 //! entry it takes the answer to the first for one to the last. After a partition such an answer may
@@ -31,13 +33,17 @@ use tokio::{runtime::Handle, time::timeout};
 use super::{
     machine::RaftMachine,
     transport::{PeerClient, Transport},
-    types::{PeerNode, StoredMembership, TypeConfig, Vote},
+    types::{LogId, PeerNode, StoredMembership, TypeConfig, Vote},
 };
 
 /// Longest wait for a quorum. One that is there answers within milliseconds.
 const ROUND_TIMEOUT: Duration = Duration::from_millis(500);
 /// Longest wait for one answer. A connection that brings none may lead nowhere and is replaced.
 const ANSWER_TIMEOUT: Duration = ROUND_TIMEOUT;
+
+/// Longest wait until what is committed is applied here. It takes milliseconds unless the disk stands
+/// still, and a leader whose disk does hands over after a second.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Asks for this node. Questions of the same moment share a round.
 #[derive(Debug)]
@@ -70,7 +76,7 @@ impl Confirmer {
     }
 
     /// The term in which this node leads, if nobody else led at any time between this call and the
-    /// answer.
+    /// answer. Then it has also applied all that any node had applied at the call.
     pub(super) fn confirm(self: &Arc<Self>) -> impl Future<Output = Option<u64>> + use<> {
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(round) = &*next {
@@ -86,15 +92,18 @@ impl Confirmer {
                 .unwrap_or_else(PoisonError::into_inner)
                 .take();
             drop(begun);
-            let asked = timeout(ROUND_TIMEOUT, this.ask(&mut peers)).await;
-            asked.unwrap_or(None)
+            let (term, committed) = timeout(ROUND_TIMEOUT, this.ask(&mut peers)).await.ok()??;
+            // The next round need not wait for this.
+            drop(peers);
+            let applied = timeout(APPLY_TIMEOUT, this.until_applied(committed)).await;
+            applied.ok()?.map(|()| term)
         });
         let round = work.map(|done| done.unwrap_or(None)).boxed().shared();
         *next = Some(round.clone());
         round
     }
 
-    async fn ask(&self, peers: &mut Peers) -> Option<u64> {
+    async fn ask(&self, peers: &mut Peers) -> Option<(u64, Option<LogId>)> {
         // A leader that was taken out of the group keeps its vote and leads no more: to ask would
         // only keep the others from electing.
         if self.raft.metrics().borrow_watched().state != ServerState::Leader {
@@ -102,9 +111,13 @@ impl Confirmer {
         }
         let state = self.raft.with_raft_state(|state| {
             let membership = Arc::clone(state.membership_state.effective());
-            (*state.vote_ref(), membership)
+            (
+                *state.vote_ref(),
+                membership,
+                state.cluster_committed().copied(),
+            )
         });
-        let (vote, membership) = state.await.ok()?;
+        let (vote, membership, committed) = state.await.ok()?;
         if !vote.committed || vote.leader_id.voted_for != self.own_id {
             return None;
         }
@@ -113,7 +126,16 @@ impl Confirmer {
         }
         // Its own voice counts if it has voted for nobody else meanwhile.
         let own = self.raft.with_raft_state(|state| *state.vote_ref()).await;
-        (own.ok()? == vote).then_some(vote.leader_id.term)
+        (own.ok()? == vote).then_some((vote.leader_id.term, committed))
+    }
+
+    /// Waits until this node has applied everything up to `committed`; `None` when Raft has stopped.
+    async fn until_applied(&self, committed: Option<LogId>) -> Option<()> {
+        let mut metrics = self.raft.metrics();
+        while metrics.borrow_watched().last_applied < committed {
+            metrics.changed().await.ok()?;
+        }
+        Some(())
     }
 }
 
