@@ -104,7 +104,7 @@ impl Broker {
     pub(crate) fn new(parts: BrokerParts) -> Arc<Self> {
         let configured = parts.config.memory_budget_bytes;
         let bytes = configured.unwrap_or_else(|| budget::default_bytes(memory_bytes()));
-        let budget = Budget::new(bytes, &parts.metrics);
+        let budget = Budget::new(bytes, &parts.metrics.memory);
         Arc::new(Self {
             forwarded: budget.account(),
             budget,

@@ -25,7 +25,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::metrics::Metrics;
+use crate::metrics::MemoryMetrics;
 
 /// What every connection may hold whatever the others do. Unit: bytes. Some requests of a few KiB,
 /// or one answer of an ordinary pull; 10,000 connections together have 320 MiB.
@@ -116,10 +116,10 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    pub(crate) fn new(bytes: u64, metrics: &Metrics) -> Arc<Self> {
-        let gauge = &metrics.memory.budget_bytes;
+    pub(crate) fn new(bytes: u64, metrics: &MemoryMetrics) -> Arc<Self> {
+        let gauge = &metrics.budget_bytes;
         gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
-        let held = &metrics.memory.held_bytes;
+        let held = &metrics.held_bytes;
         Arc::new(Self {
             bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
             drawn: AtomicUsize::new(0),

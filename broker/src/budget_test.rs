@@ -5,12 +5,13 @@ use std::task::Poll;
 use futures::poll;
 
 use super::*;
+use crate::metrics::Metrics;
 
 const MIB: usize = 1 << 20;
 
 fn budget(bytes: usize) -> (Arc<Budget>, Metrics) {
     let metrics = Metrics::new();
-    (Budget::new(bytes as u64, &metrics), metrics)
+    (Budget::new(bytes as u64, &metrics.memory), metrics)
 }
 
 /// Takes pieces of `piece` bytes until none is granted.

@@ -39,10 +39,6 @@ pub const READ_BUFFER_BYTES_FIRST: usize = 2 * 1024;
 /// by one so fill at least three quarters of a buffer, which lives as long as their bodies.
 pub const READ_SPARE_PART: usize = 4;
 
-/// Most that the read buffer grows ahead of the bytes that have come, where no budget bounds it: a
-/// peer that announces a 16 MiB frame and sends nothing holds no more than this.
-pub const READ_AHEAD_BYTES_MAX: usize = 256 * 1024;
-
 /// Longest time from the first bytes of a frame to its last, while it is read at all. The largest,
 /// 16 MiB, then needs 4.5 Mbit/s; a client has given its send up long before, after 3 s.
 pub const FRAME_TIMEOUT: Duration = Duration::from_secs(30);
@@ -64,8 +60,6 @@ pub const WRITE_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Slowest peer that is written to, beside [`WRITE_STALL_TIMEOUT`]. Unit: bytes/s. A consumer gives
 /// a pull up after 30 s, and a full answer has 256 KiB: half of this rate is the least of any use.
 pub const WRITE_BYTES_PER_SECOND_MIN: usize = 16 * 1024;
-
-const _: () = assert!(READ_BUFFER_BYTES_MIN <= READ_AHEAD_BYTES_MAX);
 
 /// Longest text of a request that changes the configuration: each unknown key in it is compared with
 /// all known ones. Unit: bytes. All keys with their values take about 5 KiB.

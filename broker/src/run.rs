@@ -21,6 +21,7 @@ use self::{
 };
 use crate::{
     broker::{Broker, BrokerParts},
+    budget,
     config::{BrokerConfig, NamesrvConfig},
     disk_guard::{self, RoomLimits},
     host::{Host, blocking},
@@ -436,5 +437,7 @@ fn embedded_namesrv(config: &BrokerConfig, port: u16) -> NamesrvConfig {
     namesrv.listen_port = port;
     namesrv.bind_address = config.bind_address;
     namesrv.kv_config_path = config.store_root.join("namesrv").join("kvConfig.json");
+    // Beside the broker's own: routes are short, and the memory is the broker's.
+    namesrv.memory_budget_bytes = Some(budget::BUDGET_BYTES_MIN);
     namesrv
 }

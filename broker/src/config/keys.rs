@@ -246,6 +246,7 @@ pub(super) static NAMESRV: Table<NamesrvConfig> = Table {
         row!("waitSecondsForService", wait_seconds_for_service),
         row!("serverChannelMaxIdleTimeSeconds", channel_max_idle_seconds),
         row!("configBlackList", config_black_list),
+        row!("memoryBudgetBytes", memory_budget_bytes),
     ],
     refused: &[
         Refused {

@@ -3,6 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use crate::budget::{BUDGET_BYTES_MAX, BUDGET_BYTES_MIN};
+
 use super::{ConfigError, Entry, Properties, Report, Surroundings, Warning, keys};
 
 /// Everything `namesrv.conf` says, with RocketMQ 5.5.0's defaults.
@@ -35,6 +37,8 @@ pub struct NamesrvConfig {
     pub channel_max_idle_seconds: u64,
     /// `configBlackList`: keys that the admin protocol may not change.
     pub config_black_list: Vec<String>,
+    /// `memoryBudgetBytes` (own key): memory that clients may hold together, as the broker's.
+    pub memory_budget_bytes: Option<u64>,
 }
 
 impl NamesrvConfig {
@@ -76,6 +80,7 @@ impl NamesrvConfig {
             config_black_list: ["configBlackList", "configStorePath", "kvConfigPath"]
                 .map(str::to_owned)
                 .to_vec(),
+            memory_budget_bytes: None,
         }
     }
 
@@ -89,6 +94,13 @@ impl NamesrvConfig {
         report.check_range("scanNotActiveBrokerInterval", scan, 100..=120_000);
         let idle = config.channel_max_idle_seconds;
         report.check_range("serverChannelMaxIdleTimeSeconds", idle, 1..=86_400);
+        if let Some(bytes) = config.memory_budget_bytes {
+            report.check_range(
+                "memoryBudgetBytes",
+                bytes,
+                BUDGET_BYTES_MIN..=BUDGET_BYTES_MAX,
+            );
+        }
         report.check_range(
             "waitSecondsForService",
             config.wait_seconds_for_service,

@@ -14,7 +14,8 @@ pub struct MemoryMetrics {
 }
 
 impl MemoryMetrics {
-    pub(super) fn register(registry: &Registry) -> Self {
+    /// Makes the gauges part of `registry`.
+    pub(crate) fn register(registry: &Registry) -> Self {
         Self {
             held_bytes: labelled_gauge(
                 registry,

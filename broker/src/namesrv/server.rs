@@ -10,19 +10,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use raftmq_remoting::{RemotingCommand, ResponseCode};
+use raftmq_remoting::{RemotingCommand, ResponseCode, frame};
 use tokio::sync::watch;
 use tokio::time::Instant;
+
+use bytes::BytesMut;
+use prometheus::Registry;
 
 use super::kv_config::{KvConfig, KvFile};
 use super::requests::{Reject, Request};
 use super::route_table::{ConnectionId, RouteTable};
 use super::state::{Answer, State};
+use crate::budget::{self, Account, Budget, Holder};
 use crate::config::NamesrvConfig;
-use crate::host::blocking;
+use crate::host::{blocking, memory_bytes};
 use crate::limits::CONNECTIONS_MAX;
+use crate::metrics::MemoryMetrics;
 use crate::net::{Accepted, Listener, Net};
 use crate::server::frame_io::{self, ConnectionError, FrameWriter};
+use crate::server::intake::{Intake, Received};
 
 /// Why the name server ended.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +80,10 @@ pub async fn serve_on(
     }
     let connection_ids = AtomicU64::new(0);
     let serve_one = |accepted: Accepted| {
-        let connection = ConnectionId(connection_ids.fetch_add(1, Ordering::Relaxed));
+        let connection = Connection {
+            id: ConnectionId(connection_ids.fetch_add(1, Ordering::Relaxed)),
+            account: shared.budget.account(),
+        };
         serve_connection(Arc::clone(&shared), accepted, connection, shutdown.clone())
     };
     let stop = stopped(shutdown.clone());
@@ -96,6 +105,8 @@ struct Shared {
     state: Mutex<State>,
     /// Held while the file is written, by the thread that writes it.
     kv_file: Arc<tokio::sync::Mutex<KvFile>>,
+    /// The memory that clients may hold.
+    budget: Arc<Budget>,
     /// Ages are measured from here, by a clock that nobody sets.
     started: Instant,
 }
@@ -107,6 +118,10 @@ impl Shared {
             path: path.clone(),
             source,
         })?;
+        let configured = config.memory_budget_bytes;
+        let bytes = configured.unwrap_or_else(|| budget::default_bytes(memory_bytes()));
+        // A name server has no port for metrics; nobody reads these.
+        let metrics = MemoryMetrics::register(&Registry::new());
         let state = State {
             table: RouteTable::default(),
             kv,
@@ -116,6 +131,7 @@ impl Shared {
         Ok(Self {
             state: Mutex::new(state),
             kv_file: Arc::new(tokio::sync::Mutex::new(KvFile::new(path))),
+            budget: Budget::new(bytes, &metrics),
             started: Instant::now(),
         })
     }
@@ -216,26 +232,33 @@ async fn expire_silent(shared: &Shared) {
     }
 }
 
+/// A connection of the name server, and what its client holds.
+struct Connection {
+    id: ConnectionId,
+    account: Arc<Account>,
+}
+
 /// One connection, request by request.
 async fn serve_connection(
     shared: Arc<Shared>,
     accepted: Accepted,
-    connection: ConnectionId,
+    connection: Connection,
     shutdown: watch::Receiver<bool>,
 ) {
     let Accepted { stream, peer } = accepted;
     let idle_timeout = Duration::from_secs(shared.state().config.channel_max_idle_seconds);
-    let (mut reader, mut writer) = frame_io::open(stream, idle_timeout);
+    let (reader, mut writer) = frame_io::open(stream, idle_timeout);
+    let mut intake = Intake::new(reader, Arc::clone(&connection.account));
     let stop = stopped(shutdown);
     tokio::pin!(stop);
     loop {
-        let frame = tokio::select! {
+        let received = tokio::select! {
             biased;
             () = &mut stop => break,
-            frame = reader.next() => frame,
+            received = intake.next() => received,
         };
-        let served = match frame {
-            Ok(Some(command)) => serve_request(&shared, &command, connection, &mut writer).await,
+        let served = match received {
+            Ok(Some(received)) => answer_one(&shared, received, &connection, &mut writer).await,
             Ok(None) => break,
             Err(error) => Err(error),
         };
@@ -244,23 +267,50 @@ async fn serve_connection(
             break;
         }
     }
-    shared.connection_closed(connection);
+    shared.connection_closed(connection.id);
     // Whether the peer hears of the end concerns nobody any more.
     let _ = writer.finish().await;
 }
 
-async fn serve_request(
+/// Answers one request. What it holds is given back when the answer is written: the next one is
+/// read only then.
+async fn answer_one(
     shared: &Arc<Shared>,
-    command: &RemotingCommand,
-    connection: ConnectionId,
+    received: Received,
+    connection: &Connection,
     writer: &mut FrameWriter,
 ) -> Result<(), ConnectionError> {
-    if command.is_response() {
+    let (command, response, _held) = match received {
+        Received::Taken(command, _) if command.is_response() => return Ok(()),
+        Received::Taken(command, permit) => {
+            let response = shared.respond(&command, connection.id).await;
+            (command, response, Some(permit))
+        }
+        Received::Refused(command) if command.is_response() => return Ok(()),
+        Received::Refused(command) => {
+            let response = no_room(&command);
+            (command, response, None)
+        }
+    };
+    if command.is_oneway() {
         return Ok(());
     }
-    let response = shared.respond(command, connection).await;
-    if !command.is_oneway() {
-        writer.send(&response).await?;
+    let mut frame = BytesMut::new();
+    frame::encode(&response, &mut frame);
+    drop(response);
+    // Nobody knows how long the client takes to read it. Every request may be repeated, and clients
+    // ask the next name server.
+    let held = connection.account.try_take(Holder::Answers, frame.len());
+    if held.is_none() {
+        frame.clear();
+        frame::encode(&no_room(&command), &mut frame);
     }
-    Ok(())
+    Ok(writer.write(&mut frame).await?)
+}
+
+/// Too much memory is held by clients that do not read their answers, or send no end.
+fn no_room(command: &RemotingCommand) -> RemotingCommand {
+    tracing::debug!(code = command.code, "no memory for a request");
+    RemotingCommand::response_to(command, ResponseCode::SYSTEM_BUSY)
+        .with_remark("[OVERLOAD]the name server has no memory for more requests")
 }

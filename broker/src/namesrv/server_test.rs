@@ -45,8 +45,18 @@ fn surroundings(home: &Path) -> Surroundings {
 
 impl Namesrv {
     async fn start(net: &MemoryNet, port: u16, home: &Path) -> Self {
+        Self::start_with(net, port, home, |_| ()).await
+    }
+
+    async fn start_with(
+        net: &MemoryNet,
+        port: u16,
+        home: &Path,
+        change: impl FnOnce(&mut NamesrvConfig),
+    ) -> Self {
         let text = format!("listenPort={port}\nbindAddress=127.0.0.1\norderMessageEnable=true");
-        let (config, _) = NamesrvConfig::parse_in(&text, "f", &surroundings(home)).unwrap();
+        let (mut config, _) = NamesrvConfig::parse_in(&text, "f", &surroundings(home)).unwrap();
+        change(&mut config);
         let (shutdown, watched) = watch::channel(false);
         let served = serve(config, Arc::new(net.clone()), watched);
         let task = tokio::spawn(async move { served.await.unwrap() });
@@ -741,4 +751,44 @@ async fn a_name_server_that_does_not_answer_delays_the_stop_for_a_bounded_time()
     broker.registrar.stopped().await;
     assert_eq!(begun.elapsed(), NAMESRV_UNREGISTER_TIMEOUT);
     assert_eq!(named(&next(&mut reader).await), (104, "0", "own:1"));
+}
+
+/// Clients that ask for much and read nothing take memory from each other, and not all of it.
+#[tokio::test(start_paused = true)]
+async fn answers_that_nobody_reads_stay_within_the_budget() {
+    let home = tempfile::tempdir().unwrap();
+    let budget = |config: &mut NamesrvConfig| config.memory_budget_bytes = Some(1 << 20);
+    let net = MemoryNet::default();
+    let namesrv = Namesrv::start_with(&net, 9876, home.path(), budget).await;
+    let mut client = namesrv.client().await;
+    let value = "v".repeat(50 << 10);
+    for key in ["1", "2", "3", "4"] {
+        let put = RemotingCommand::request(RequestCode::PUT_KV_CONFIG)
+            .with_ext("namespace", "N")
+            .with_ext("key", key)
+            .with_ext("value", &value);
+        assert_eq!(code(&mut client, put).await, ResponseCode::SUCCESS);
+    }
+    let get = || {
+        RemotingCommand::request(RequestCode::GET_KVLIST_BY_NAMESPACE).with_ext("namespace", "N")
+    };
+    assert_eq!(code(&mut client, get()).await, ResponseCode::SUCCESS);
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        let (reader, mut writer) =
+            frame_io::open(net.connect(&namesrv.address).await.unwrap(), LONG);
+        writer.send(&get()).await.unwrap();
+        silent.push((reader, writer));
+        tokio::task::yield_now().await;
+    }
+    sleep(SOON).await;
+    assert_eq!(code(&mut client, get()).await, ResponseCode::SYSTEM_BUSY);
+    assert_eq!(
+        code(&mut client, route("T")).await,
+        ResponseCode::TOPIC_NOT_EXIST
+    );
+    drop(silent);
+    sleep(SOON).await;
+    assert_eq!(code(&mut client, get()).await, ResponseCode::SUCCESS);
+    namesrv.stop().await;
 }

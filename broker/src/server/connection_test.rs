@@ -35,7 +35,7 @@ where
 {
     fn new(handle: H) -> Self {
         Self {
-            budget: Budget::new(BUDGET_BYTES_MIN, &Metrics::new()),
+            budget: Budget::new(BUDGET_BYTES_MIN, &Metrics::new().memory),
             handle,
             tasks: JoinSet::new(),
             stop: watch::Sender::new(false),

@@ -19,9 +19,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, Sleep};
 
 use crate::limits::{
-    FRAME_TIMEOUT, READ_AHEAD_BYTES_MAX, READ_BUFFER_BYTES_FIRST, READ_BUFFER_BYTES_MIN,
-    READ_SPARE_PART, REFUSAL_LOG_INTERVAL, WRITE_BUFFER_BYTES_KEPT, WRITE_BYTES_PER_SECOND_MIN,
-    WRITE_STALL_TIMEOUT,
+    FRAME_TIMEOUT, READ_BUFFER_BYTES_FIRST, READ_BUFFER_BYTES_MIN, READ_SPARE_PART,
+    REFUSAL_LOG_INTERVAL, WRITE_BUFFER_BYTES_KEPT, WRITE_BYTES_PER_SECOND_MIN, WRITE_STALL_TIMEOUT,
 };
 #[cfg(test)]
 use crate::net::Net;
@@ -102,13 +101,15 @@ impl FrameReader {
     }
 
     /// The next frame; `None` when the peer closed the connection between frames. Cancel-safe.
+    #[cfg(test)]
     pub(crate) async fn next(&mut self) -> Result<Option<RemotingCommand>, ConnectionError> {
         loop {
             if let Some(command) = self.decode()? {
                 return Ok(Some(command));
             }
-            let missing = self.missing_bytes()?;
-            if !self.more(missing.min(READ_AHEAD_BYTES_MAX)).await? {
+            let announced = self.announced()?.map_or(0, |frame| frame.frame_bytes);
+            let missing = announced.saturating_sub(self.buffered_bytes());
+            if !self.more(missing).await? {
                 return Ok(None);
             }
         }
@@ -157,11 +158,6 @@ impl FrameReader {
         if self.alarm.deadline() > begun + FRAME_TIMEOUT {
             self.alarm.as_mut().reset(begun + FRAME_TIMEOUT);
         }
-    }
-
-    fn missing_bytes(&self) -> Result<usize, FrameError> {
-        let bytes = frame::frame_bytes(&self.buffer)?.unwrap_or(0);
-        Ok(bytes.saturating_sub(self.buffer.len()))
     }
 
     /// Reads once, with room for `wanted` bytes at least; false when the peer closed the connection
@@ -259,6 +255,7 @@ impl fmt::Debug for FrameWriter {
 
 impl FrameWriter {
     /// Writes one frame. Not cancel-safe: a dropped future may leave half a frame.
+    #[cfg(test)]
     pub(crate) async fn send(&mut self, command: &RemotingCommand) -> io::Result<()> {
         let mut buffer = BytesMut::new();
         frame::encode(command, &mut buffer);

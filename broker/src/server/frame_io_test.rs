@@ -137,17 +137,6 @@ async fn a_client_takes_the_response_to_its_own_request() {
     server.await.unwrap();
 }
 
-#[tokio::test]
-async fn an_announced_frame_reserves_no_more_than_the_read_ahead() {
-    let (mut near, far) = ends(1000);
-    let (mut reader, _writer) = open(far, LONG);
-    near.write_all(&(15_u32 << 20).to_be_bytes()).await.unwrap();
-    let mut next = Box::pin(reader.next());
-    assert!(futures::poll!(&mut next).is_pending());
-    drop(next);
-    assert!(reader.buffer.capacity() <= READ_AHEAD_BYTES_MAX + READ_BUFFER_BYTES_MIN);
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_frame_that_trickles_in_has_a_deadline() {
     let (mut near, far) = ends(1000);

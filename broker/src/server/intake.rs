@@ -26,7 +26,7 @@ const FRAME_COST: usize = 2;
 
 /// What came in.
 #[derive(Debug)]
-pub(super) enum Received {
+pub(crate) enum Received {
     /// A request or a response, and what it holds.
     Taken(RemotingCommand, Permit),
     /// There was no memory for this command, whose body is not read.
@@ -35,7 +35,7 @@ pub(super) enum Received {
 
 /// Reads the frames of one connection on its account.
 #[derive(Debug)]
-pub(super) struct Intake {
+pub(crate) struct Intake {
     reader: FrameReader,
     account: Arc<Account>,
     /// Memory for the frame that is being read.
@@ -45,7 +45,7 @@ pub(super) struct Intake {
 }
 
 impl Intake {
-    pub(super) fn new(reader: FrameReader, account: Arc<Account>) -> Self {
+    pub(crate) fn new(reader: FrameReader, account: Arc<Account>) -> Self {
         Self {
             reader,
             account,
@@ -56,7 +56,7 @@ impl Intake {
 
     /// The next command; `None` when the peer closed the connection between frames, or the account
     /// is closed. Cancel-safe.
-    pub(super) async fn next(&mut self) -> Result<Option<Received>, ConnectionError> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Received>, ConnectionError> {
         loop {
             if !self.skipped().await? {
                 return Ok(None);

@@ -3,7 +3,7 @@
 mod connection;
 mod dispatch;
 pub(crate) mod frame_io;
-mod intake;
+pub(crate) mod intake;
 mod remoting;
 
 pub use connection::{Connection, InFlight};
