@@ -196,6 +196,18 @@ fn a_target_that_is_gone_costs_nothing_although_the_leader_is_asked_for_the_trut
 }
 
 #[test]
+fn a_target_whose_disk_stalls_holds_the_intake_up_for_a_moment_only() {
+    let mut bed = Bed::new(9);
+    let (leader, target, _) = bed.places();
+    let to = Some(bed.id(target));
+    // It has everything and may lead, and cannot make its vote durable.
+    bed.cluster.nodes[target].slow = Duration::from_secs(10);
+    bed.hand_over(leader, to).unwrap_err();
+    assert_eq!(bed.leader(), Some(leader));
+    assert!(bed.takes_message(leader, 1_000));
+}
+
+#[test]
 fn a_change_of_voters_whose_caller_goes_away_is_finished() {
     for ms in [2, 4, 6, 8, 12] {
         let mut bed = Bed::new(3);
