@@ -218,6 +218,34 @@ fn a_guarded_node_helps_nobody_who_may_lack_what_is_lost_but_on_the_word_of_an_o
     assert!(left.has_leader(), "nothing keeps it from voting");
 }
 
+#[test]
+fn a_node_that_voted_in_a_later_term_is_not_kept_out_when_it_starts_again() {
+    let mut group = Group::start(FlushDiskType::SyncFlush, 6);
+    let (leader, term) = group.leader();
+    let follower = (leader + 1) % 3;
+    group.send(leader, 5);
+    group.catch_up(leader);
+    let node = &mut group.cluster.nodes[follower];
+    node.kill(End::Killed);
+    // It stood and was not elected: the others hear their leader.
+    let id = node.raft_id();
+    let vote = [(term + 1).to_le_bytes(), id.to_le_bytes()].concat();
+    let vote = [vote, vec![0]].concat();
+    node.edit_files(|files| edit_log(files, |log| log.save_vote(&vote).unwrap()));
+    node.start();
+    let follows = |cluster: &Cluster| {
+        let status = cluster.nodes[follower].status()?;
+        let (_, now) = leader_of(cluster)?;
+        (now > term && status.term == now && status.leader_id.is_some()).then_some(())
+    };
+    let done = (group.cluster).step_until(CATCH_UP_MS, |cluster| follows(cluster).is_some());
+    assert!(done, "{:?}", group.cluster.nodes[follower].status());
+    let (leader, _) = group.leader();
+    group.send(follower, 1);
+    group.catch_up(leader);
+}
+
+/// The last entry on the disk of a machine that is switched off.
 fn leader_of(cluster: &Cluster) -> Option<(usize, u64)> {
     (0..3).find_map(|at| {
         let status = cluster.nodes[at].status()?;
@@ -227,13 +255,18 @@ fn leader_of(cluster: &Cluster) -> Option<(usize, u64)> {
 
 /// Marks a log as one that lost its end.
 fn guard(files: &mut Files) {
+    edit_log(files, |log| log.begin_guard().unwrap());
+}
+
+/// Changes the log of a node that is down.
+fn edit_log(files: &mut Files, work: impl FnOnce(&CommitLog)) {
     let disk = Arc::new(SimDisk::of_files(files.clone()));
     let config = LogConfig {
         segment_bytes: 64 << 10,
         ..LogConfig::new(Node::segments())
     };
     let (log, ..) = CommitLog::open(Arc::clone(&disk) as _, config, None).unwrap();
-    log.begin_guard().unwrap();
+    work(&log);
     drop(log);
     *files = disk.files();
 }
@@ -249,7 +282,6 @@ fn log_on_disk<T>(node: &mut Node, look: impl FnOnce(&CommitLog) -> T) -> T {
     look(&log)
 }
 
-/// The last entry on the disk of a machine that is switched off.
 fn last_on_disk(node: &mut Node) -> u64 {
     log_on_disk(node, |log| log.last_id().map_or(0, |id| id.index))
 }

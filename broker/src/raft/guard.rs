@@ -221,23 +221,28 @@ impl VoteGuard {
     ///
     /// # Errors
     /// When the peer does not answer or does not lead.
-    pub(super) async fn admit(self: &Arc<Self>, peer: u64) -> Result<(), io::Error> {
+    pub(super) async fn admit(self: &Arc<Self>, peer: u64) -> Result<Admission, io::Error> {
         if self.lost().is_none() {
             // One that knows no members has never had a leader.
             let is_unknown = self.addresses(peer).is_empty();
             let fitted = self.fitted.lock().unwrap_or_else(PoisonError::into_inner);
             if is_unknown || fitted.contains(&peer) {
-                return Ok(());
+                return Ok(Admission::Welcome);
             }
         }
         let told = self.ask(peer).await?;
+        let own = self.raft.with_raft_state(|state| *state.vote_ref());
+        let own = own.await.map_err(io::Error::other)?;
+        if told.is_before(&own) {
+            return Ok(Admission::Deposed(own));
+        }
         self.compare(peer, &told).await?;
         let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(lost) = &mut *lost {
             lost.aim_at(told.last);
             tracing::info!(leader = peer, goal = ?lost.goal, "votes again once it is applied");
         }
-        Ok(())
+        Ok(Admission::Welcome)
     }
 
     /// Takes note that entries of `peer` follow on what is here.
@@ -312,10 +317,8 @@ impl VoteGuard {
                 break;
             }
         }
-        let told = told?;
-        let own = self.raft.with_raft_state(|state| *state.vote_ref());
-        let own = own.await.map_err(io::Error::other)?;
-        told.filter(|told| told.is_of_leader(peer) && !told.is_before(&own))
+        told?
+            .filter(|told| told.is_of_leader(peer))
             .ok_or_else(|| io::Error::other(format!("node {peer} does not lead")))
     }
 
@@ -347,6 +350,16 @@ impl VoteGuard {
             tracing::warn!("the log is complete again; this node votes");
         }
     }
+}
+
+/// What becomes of a leader that connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Admission {
+    /// Its entries are taken.
+    Welcome,
+    /// This node has this vote of a later term. The leader must hear of it: it leads the others, so
+    /// nobody votes for this node, which follows nobody else.
+    Deposed(Vote),
 }
 
 /// What a leader says of its log.

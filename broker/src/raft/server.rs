@@ -4,14 +4,17 @@ use std::{io, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use futures::{StreamExt, stream};
-use openraft::{EntryPayload, Raft, raft::AppendEntriesRequest};
+use openraft::{
+    EntryPayload, Raft,
+    raft::{AppendEntriesRequest, StreamAppendError},
+};
 use raftmq_store::CommitLog;
 use tokio::{sync::Semaphore, task::JoinSet, time::sleep};
 
 use super::{
     candidate::{self, Agreed, Candidate},
     forward::{self, ForwardHandler},
-    guard::{self, VoteGuard},
+    guard::{self, Admission, VoteGuard},
     intake::Intake,
     log_store::SnapshotBoundary,
     machine::{RaftMachine, receive_snapshot},
@@ -21,7 +24,7 @@ use super::{
     repair::{RepairSource, serve_ranges},
     runtime::timed,
     snapshot_intake::{SnapshotIntake, Taken},
-    types::{LogId, TypeConfig},
+    types::{LogId, TypeConfig, Vote},
     wire::{self, Channel, Hello, Kind},
 };
 use crate::{
@@ -179,7 +182,10 @@ impl RaftServer {
         hello: &Hello,
         heard: Option<&Pulse>,
     ) -> Result<(), io::Error> {
-        self.guard.admit(hello.from).await?;
+        let admission = self.guard.admit(hello.from).await?;
+        if let Admission::Deposed(own) = admission {
+            return refuse_append(connection, own).await;
+        }
         let PeerConnection {
             reader, mut writer, ..
         } = connection;
@@ -344,6 +350,25 @@ async fn has_room(
         sleep(ROOM_PAUSE).await;
     }
     false
+}
+
+/// Tells a leader that this node has a vote of a later term. If it leads in a later one itself by now,
+/// it has to connect again.
+async fn refuse_append(connection: PeerConnection, own: Vote) -> Result<(), io::Error> {
+    let PeerConnection {
+        mut reader,
+        mut writer,
+        ..
+    } = connection;
+    let Some(request) = next_append(&mut reader).await? else {
+        return Ok(());
+    };
+    if request.vote.leader_id.term >= own.leader_id.term {
+        return Err(io::Error::other("a leader of a later term than it said"));
+    }
+    let mut answer = BytesMut::new();
+    wire::put_append_result(&mut answer, &Err(StreamAppendError::HigherVote(own)));
+    writer.send(&answer).await
 }
 
 async fn next_append(
