@@ -2,7 +2,7 @@
 //! term and index tell all.
 
 /// Most entries.
-pub const ENTRIES_MAX: usize = 4;
+pub const ENTRIES_MAX: usize = 6;
 
 /// Terms of the entries, then zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

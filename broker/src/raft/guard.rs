@@ -324,7 +324,8 @@ impl VoteGuard {
 
     async fn ask_at(&self, peer: u64, address: &str) -> Result<Option<LeaderEnd>, io::Error> {
         let Transport { net, local, .. } = &self.transport;
-        let mut connection = peer::connect(net, local, peer, address, Channel::Repair).await?;
+        let mut connection =
+            peer::connect_leader(net, local, peer, address, Channel::Repair).await?;
         let frame = wire::encode_raw(Kind::LogEnd, &[]);
         let body = connection.call(&frame, Kind::LogEndResult).await?;
         decode_answer(body)

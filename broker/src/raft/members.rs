@@ -1,6 +1,8 @@
 //! Which data folder each member must have: the incarnations that the membership names, compared
 //! with those that peers tell. A node that lost its disk forgot its vote and its log; under its old
-//! id it must neither vote nor receive the log, so both ends refuse the connection.
+//! id it must neither vote nor receive the log, so voters, candidates and leaders refuse it. Once it has
+//! left the group it may be taken in again with its new disk. It may then lead a member that is behind
+//! and still knows the old one.
 
 use std::{
     collections::BTreeSet,
@@ -15,8 +17,9 @@ use super::types::{PeerNode, StoredMembership};
 /// Refused disks that are remembered, so that each is logged once. Beyond it they are only counted.
 const LOGGED_MAX: usize = 64;
 
-/// The membership this node knows, as far as connections need it. Invariant raft:I1: a connection
-/// exists only between nodes whose incarnations are those that the memberships of both name.
+/// The membership this node knows, as far as connections need it. Invariant raft:I1: votes pass only
+/// between nodes whose incarnations are those that the memberships of both name, and a leader sends to
+/// nobody else than its own membership names. A follower takes entries from whoever leads.
 #[derive(Debug)]
 pub(crate) struct Members {
     current: watch::Sender<Arc<StoredMembership>>,
@@ -133,8 +136,7 @@ pub(crate) fn compare(id: u64, named: &str, told: &str) -> Result<(), String> {
     let told = if told.is_empty() { "unknown" } else { told };
     Err(format!(
         "node {id} returned with another disk: its incarnation is {told}, the membership names \
-         {named}; remove node {id} from the group and add the broker with an empty data folder \
-         under a new id"
+         {named}; remove node {id} from the group and add the broker again with an empty data folder"
     ))
 }
 

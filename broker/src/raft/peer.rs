@@ -276,6 +276,55 @@ pub(crate) async fn connect(
     address: &str,
     channel: Channel,
 ) -> Result<PeerConnection, io::Error> {
+    let expects = local.members.named(to);
+    let (connection, refusal) = introduce(net, local, (to, address), channel, expects).await?;
+    let incarnation = &connection.incarnation;
+    if let Err(reason) = local.members.check(to, incarnation) {
+        local.members.refuse(to, incarnation, &reason);
+        return Err(io::Error::other(reason));
+    }
+    taken(connection, (to, address), &refusal)
+}
+
+/// As [`connect`], to a node that says it leads: it may have come back with another disk than the
+/// membership names that this node knows.
+///
+/// # Errors
+/// When it cannot be reached or does not take this node.
+pub(crate) async fn connect_leader(
+    net: &Arc<dyn Net>,
+    local: &Local,
+    to: u64,
+    address: &str,
+    channel: Channel,
+) -> Result<PeerConnection, io::Error> {
+    let anybody = String::new();
+    let (connection, refusal) = introduce(net, local, (to, address), channel, anybody).await?;
+    taken(connection, (to, address), &refusal)
+}
+
+fn taken(
+    connection: PeerConnection,
+    (to, address): (u64, &str),
+    refusal: &str,
+) -> Result<PeerConnection, io::Error> {
+    match refusal {
+        "" => Ok(connection),
+        _ => Err(io::Error::other(format!(
+            "node {to} at {address} refuses: {refusal}"
+        ))),
+    }
+}
+
+/// A connection whose peer has told its incarnation, and why it refuses this node; empty if it does
+/// not.
+async fn introduce(
+    net: &Arc<dyn Net>,
+    local: &Local,
+    (to, address): (u64, &str),
+    channel: Channel,
+    expects: String,
+) -> Result<(PeerConnection, String), io::Error> {
     let hello = Hello {
         version: WIRE_VERSION,
         cluster: local.cluster.clone(),
@@ -284,7 +333,7 @@ pub(crate) async fn connect(
         to,
         channel,
         incarnation: local.incarnation.clone(),
-        expects: local.members.named(to),
+        expects,
     };
     let work = async {
         let mut connection = PeerConnection::new(net.connect(address).await?);
@@ -296,16 +345,7 @@ pub(crate) async fn connect(
             incarnation,
             refusal,
         } = read_answer(&answer);
-        if let Err(reason) = local.members.check(to, &incarnation) {
-            local.members.refuse(to, &incarnation, &reason);
-            return Err(io::Error::other(reason));
-        }
-        if refusal.is_empty() {
-            return Ok(connection.introduced(incarnation));
-        }
-        Err(io::Error::other(format!(
-            "node {to} at {address} refuses: {refusal}"
-        )))
+        Ok((connection.introduced(incarnation), refusal))
     };
     timeout(HELLO_TIMEOUT, work)
         .await
@@ -402,7 +442,8 @@ fn refusal(hello: &Hello, local: &Local) -> Option<String> {
 
 /// Refuses a member that returned with another disk, and a peer that takes this node for one.
 fn disk_refusal(hello: &Hello, local: &Local) -> Option<String> {
-    if let Err(reason) = local.members.check(hello.from, &hello.incarnation) {
+    let known = local.members.check(hello.from, &hello.incarnation);
+    if let (true, Err(reason)) = (hello.channel.is_for_members_only(), known) {
         local
             .members
             .refuse(hello.from, &hello.incarnation, &reason);

@@ -91,8 +91,12 @@ fn only_a_peer_of_the_same_group_that_means_this_node_is_let_in() {
 
 #[test]
 fn a_member_that_returned_with_another_disk_is_refused_from_both_sides() {
-    assert_eq!(refusal(&hello(), &local_that_names("disk-2")), None);
-    let reason = refusal(&hello(), &local_that_names("disk-9")).unwrap();
+    let to_forward = Hello {
+        channel: Channel::Forward,
+        ..hello()
+    };
+    assert_eq!(refusal(&to_forward, &local_that_names("disk-2")), None);
+    let reason = refusal(&to_forward, &local_that_names("disk-9")).unwrap();
     assert!(
         reason.starts_with("node 2 returned with another disk:"),
         "{reason}"
@@ -109,6 +113,14 @@ fn a_member_that_returned_with_another_disk_is_refused_from_both_sides() {
         "{reason}"
     );
     assert_eq!(*local.members.refused_by().borrow(), Some(reason));
+}
+
+#[test]
+fn a_leader_whose_new_disk_is_not_known_here_yet_is_not_refused() {
+    for channel in [Channel::Append, Channel::Heartbeat, Channel::Control] {
+        let leads = Hello { channel, ..hello() };
+        assert_eq!(refusal(&leads, &local_that_names("disk-9")), None);
+    }
 }
 
 #[test]

@@ -134,7 +134,8 @@ impl RaftServer {
                 }
                 result
             }
-            reason = members.until_refused(hello.from, &hello.incarnation) => {
+            reason = members.until_refused(hello.from, &hello.incarnation),
+                if hello.channel.is_for_members_only() => {
                 members.refuse(hello.from, &hello.incarnation, &reason);
                 Err(io::Error::other(reason))
             }

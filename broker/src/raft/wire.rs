@@ -170,6 +170,15 @@ pub(crate) enum Channel {
     Repair,
 }
 
+impl Channel {
+    /// Whether the node that connects must have the disk that the membership known here names. Entries
+    /// and snapshots are taken from whoever leads: its voters have looked, and a follower that is
+    /// behind may know an older disk of its id. Requests for votes are looked at one by one.
+    pub(crate) fn is_for_members_only(self) -> bool {
+        matches!(self, Self::Forward | Self::Repair)
+    }
+}
+
 /// Introduction of the connecting side.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
