@@ -206,6 +206,7 @@ fn hello_frame(channel: Channel) -> Bytes {
         channel,
         incarnation: "disk-2".into(),
         expects: "disk-1".into(),
+        address: "a:1".into(),
     };
     wire::encode_raw(Kind::Hello, &serde_json::to_vec(&hello).unwrap_or_default())
 }

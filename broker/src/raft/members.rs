@@ -5,7 +5,7 @@
 //! and still knows the old one.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -16,6 +16,8 @@ use super::types::{PeerNode, StoredMembership};
 
 /// Refused disks that are remembered, so that each is logged once. Beyond it they are only counted.
 const LOGGED_MAX: usize = 64;
+/// Nodes that are remembered because they have introduced themselves: more than a group has.
+const MET_MAX: usize = 64;
 
 /// The membership this node knows, as far as connections need it. Invariant raft:I1: votes pass only
 /// between nodes whose incarnations are those that the memberships of both name, and a leader sends to
@@ -23,6 +25,8 @@ const LOGGED_MAX: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Members {
     current: watch::Sender<Arc<StoredMembership>>,
+    /// Addresses of nodes that have introduced themselves.
+    met: Mutex<BTreeMap<u64, String>>,
     /// Id and incarnation of refused nodes that were logged.
     logged: Mutex<BTreeSet<(u64, String)>>,
     /// Why a member refuses this node, while it does.
@@ -35,6 +39,7 @@ impl Members {
     pub(crate) fn new(refusals: IntCounter) -> Self {
         Self {
             current: watch::Sender::new(Arc::new(StoredMembership::default())),
+            met: Mutex::default(),
             logged: Mutex::default(),
             refused_by: watch::Sender::new(None),
             refusals,
@@ -67,6 +72,24 @@ impl Members {
         nodes
             .map(|(id, node)| (*id, node.address.clone()))
             .collect()
+    }
+
+    /// Takes note of a node of this group that has said where it listens.
+    pub(crate) fn meet(&self, id: u64, address: &str) {
+        let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+        if !address.is_empty() && (met.len() < MET_MAX || met.contains_key(&id)) {
+            met.insert(id, address.to_owned());
+        }
+    }
+
+    /// Members, and who else has introduced itself: who joined after what this node knows of the
+    /// membership.
+    pub(crate) fn known(&self) -> BTreeMap<u64, String> {
+        let met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = met.clone();
+        drop(met);
+        known.extend(self.addresses());
+        known
     }
 
     /// Whether a node that says it is `id` with the folder `incarnation` is the member.
@@ -142,8 +165,6 @@ pub(crate) fn compare(id: u64, named: &str, told: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use futures::FutureExt as _;
 
     use super::*;
@@ -151,6 +172,21 @@ mod tests {
 
     fn members() -> Members {
         Members::new(IntCounter::new("refusals", "Refusals.").unwrap())
+    }
+
+    #[test]
+    fn who_introduces_itself_is_known_unless_the_membership_knows_better() {
+        let members = members();
+        members.meet(4, "d:4");
+        members.meet(2, "old:2");
+        members.meet(5, "");
+        members.set(&membership(1, "disk-2"));
+        let known: Vec<_> = members.known().into_iter().collect();
+        assert_eq!(known, [(2, "b:2".to_owned()), (4, "d:4".to_owned())]);
+        for id in 10..1_000 {
+            members.meet(id, "x:1");
+        }
+        assert!(members.known().len() <= MET_MAX + 1);
     }
 
     fn membership(index: u64, incarnation: &str) -> Arc<StoredMembership> {

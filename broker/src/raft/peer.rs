@@ -334,6 +334,7 @@ async fn introduce(
         channel,
         incarnation: local.incarnation.clone(),
         expects,
+        address: local.members.known().remove(&local.id).unwrap_or_default(),
     };
     let work = async {
         let mut connection = PeerConnection::new(net.connect(address).await?);
@@ -386,7 +387,11 @@ pub(crate) async fn accept_unless(
         .await
         .map_err(|_| timed_out("no hello from a peer"))??;
     let hello: Hello = serde_json::from_slice(&body).map_err(|_| wire::malformed("hello"))?;
-    let refusal = refusal(&hello, local).or_else(|| refuse(&hello));
+    let stranger = refusal(&hello, local);
+    if stranger.is_none() {
+        local.members.meet(hello.from, &hello.address);
+    }
+    let refusal = stranger.or_else(|| refuse(&hello));
     let answer = answer_body(&hello, local, refusal.as_deref())?;
     connection
         .writer

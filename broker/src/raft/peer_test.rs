@@ -49,6 +49,7 @@ fn hello() -> Hello {
         channel: Channel::Append,
         incarnation: "disk-2".into(),
         expects: String::new(),
+        address: "b:2".into(),
     }
 }
 

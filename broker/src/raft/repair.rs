@@ -101,8 +101,9 @@ pub(crate) struct RepairPeers {
 }
 
 impl RepairPeers {
-    /// Peers of a node whose Raft is not started: those of the configuration and of the membership
-    /// in the newest checkpoint.
+    /// Peers of a node whose Raft is not started: those of the configuration, of the membership in the
+    /// newest checkpoint, and who connects meanwhile. One that joined later has no leader to follow
+    /// while this node is needed, so it asks for votes.
     ///
     /// # Errors
     /// When that membership cannot be read.
@@ -139,20 +140,20 @@ impl RepairPeers {
     pub(super) fn others(&self) -> Vec<(u64, String)> {
         let known = self.configured.iter().cloned();
         let mut all: BTreeMap<u64, String> = known.collect();
-        all.extend(self.local.members.addresses());
+        all.extend(self.local.members.known());
         all.remove(&self.local.id);
         all.into_iter().collect()
     }
 
-    /// Whether each other member is among `ids`. Nodes that only the configuration names do not count
-    /// once the membership is known: an id whose disk was lost never comes back.
+    /// Whether each other member is among `ids`, and who else has introduced itself. Nodes that only
+    /// the configuration names do not count once the membership is known: they may have left.
     fn are_all_others(&self, ids: &BTreeSet<u64>) -> bool {
-        let mut members = self.local.members.addresses();
-        if members.is_empty() {
-            members.clone_from(&self.configured);
+        let mut known = self.local.members.known();
+        if self.local.members.addresses().is_empty() {
+            known.extend(self.configured.iter().cloned());
         }
-        let others = members.iter().filter(|(id, _)| *id != self.local.id);
-        others.map(|(id, _)| id).all(|id| ids.contains(id))
+        known.remove(&self.local.id);
+        known.keys().all(|id| ids.contains(id))
     }
 
     /// Whether nobody else could have the log.

@@ -196,6 +196,10 @@ pub(crate) struct Hello {
     /// Incarnation the sender's membership names for `to`; empty = none.
     #[serde(default)]
     pub expects: String,
+    /// Where the sender listens, by its own membership; empty = it knows none, or is of a version that
+    /// does not tell.
+    #[serde(default)]
+    pub address: String,
 }
 
 /// Answer to the hello of a sender that tells its incarnation. Others get an empty body, or the
