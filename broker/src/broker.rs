@@ -104,7 +104,11 @@ impl Broker {
     pub(crate) fn new(parts: BrokerParts) -> Arc<Self> {
         let configured = parts.config.memory_budget_bytes;
         let bytes = configured.unwrap_or_else(|| budget::default_bytes(memory_bytes()));
-        let budget = Budget::new(bytes, &parts.metrics.memory);
+        let budget = Budget::new(
+            bytes,
+            &parts.metrics.memory.budget_bytes,
+            &parts.metrics.memory.held_bytes,
+        );
         Arc::new(Self {
             forwarded: budget.account(),
             budget,

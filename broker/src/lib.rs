@@ -3,12 +3,8 @@
 //! `broker/README.md` is the architecture page: code map, flows, invariants, decisions.
 
 mod broker;
-mod budget;
-#[cfg(test)]
-mod cancellation;
 mod checkpoint;
 pub mod cli;
-pub mod clock;
 mod cold_read;
 pub mod config;
 mod disk_guard;
@@ -17,12 +13,10 @@ pub mod fuzzing;
 mod handler;
 pub mod host;
 pub mod http;
-pub mod limits;
 mod long_poll;
 mod machine;
 pub mod metrics;
 pub mod namesrv;
-pub mod net;
 mod offset_commits;
 mod proposer;
 mod raft;
@@ -36,4 +30,8 @@ mod stats;
 pub mod status;
 
 pub(crate) use raft::RAFT_LOG_FILTER;
+#[cfg(test)]
+pub(crate) use raftmq_host::cancellation;
+pub(crate) use raftmq_host::{budget, framing};
+pub use raftmq_host::{clock, limits, net};
 pub use run::{RunError, run_broker, run_broker_on, run_namesrv};

@@ -49,6 +49,7 @@ CHECKS = {
         [*TEST, "--package", "raftmq-tests", "--test", "hand_over", "--no-run"],
         [*TEST, "--package", "raftmq-tests", "--test", "hand_over"],
     ),
+    "host": ([*TEST, "--package", "raftmq-host", "--no-run"], [*TEST, "--package", "raftmq-host"]),
     "state": ([*TEST, "--package", "raftmq-state", "--no-run"], [*TEST, "--package", "raftmq-state"]),
     "broker": ([*TEST, "--package", "raftmq", "--lib", "--no-run"], [*TEST, "--package", "raftmq", "--lib"]),
     "simulation": (

@@ -70,13 +70,13 @@ fn a_seam_is_found_outside_its_place_and_an_unused_allowance_too() {
     assert_eq!(
         problems(
             check_seams,
-            "broker/src/clock.rs",
+            "broker/host/src/clock.rs",
             "use std::time::SystemTime;"
         ),
         0
     );
     assert_eq!(
-        problems(check_seams, "broker/src/clock.rs", "use std::io;"),
+        problems(check_seams, "broker/host/src/clock.rs", "use std::io;"),
         1
     );
     assert_eq!(
@@ -114,7 +114,7 @@ fn a_file_that_no_module_declares_is_found() {
         let file = SourceFile::planted(path, "//! Head.\n");
         assert_none(&check_modules(&[lib.clone(), file]));
     }
-    for path in ["broker/src/clock.rs", "broker/src/raft/wire.rs"] {
+    for path in ["broker/host/src/clock.rs", "broker/src/raft/wire.rs"] {
         let file = SourceFile::planted(path, "//! Head.\n");
         assert_eq!(check_modules(&[lib.clone(), file]).len(), 1, "{path}");
     }

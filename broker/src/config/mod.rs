@@ -11,7 +11,6 @@ mod broker;
 mod field;
 pub(crate) mod fuzzing;
 mod keys;
-pub(crate) mod memory;
 mod namesrv;
 mod peers;
 mod properties;

@@ -27,9 +27,9 @@ use super::{Handled, Refusal, Request, client::find_or_create_group};
 use crate::{
     broker::Broker,
     budget::{Holder, Shown},
+    framing::intake::REQUEST_COST_BYTES,
     long_poll::TagFilter,
     offset_commits::Commit,
-    server::REQUEST_COST_BYTES,
 };
 
 /// Longest time a pull is parked. Clients ask for 15 to 20 s; a connection is dropped after 120 s.

@@ -14,8 +14,7 @@ pub struct MemoryMetrics {
 }
 
 impl MemoryMetrics {
-    /// Makes the gauges part of `registry`.
-    pub(crate) fn register(registry: &Registry) -> Self {
+    pub(super) fn register(registry: &Registry) -> Self {
         Self {
             held_bytes: labelled_gauge(
                 registry,

@@ -196,7 +196,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::*;
-    use crate::server::frame_io;
+    use crate::framing::frame_io;
 
     const LIMIT: Duration = Duration::from_secs(6);
 

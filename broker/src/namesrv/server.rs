@@ -15,7 +15,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use bytes::BytesMut;
-use prometheus::Registry;
 
 use super::kv_config::{KvConfig, KvFile};
 use super::requests::{Reject, Request};
@@ -23,12 +22,11 @@ use super::route_table::{ConnectionId, RouteTable};
 use super::state::{Answer, State};
 use crate::budget::{self, Account, Budget, Holder};
 use crate::config::NamesrvConfig;
+use crate::framing::frame_io::{self, ConnectionError, FrameWriter};
+use crate::framing::intake::{Intake, Received};
 use crate::host::{blocking, memory_bytes};
 use crate::limits::CONNECTIONS_MAX;
-use crate::metrics::MemoryMetrics;
 use crate::net::{Accepted, Listener, Net};
-use crate::server::frame_io::{self, ConnectionError, FrameWriter};
-use crate::server::intake::{Intake, Received};
 
 /// Why the name server ended.
 #[derive(Debug, thiserror::Error)]
@@ -120,8 +118,6 @@ impl Shared {
         })?;
         let configured = config.memory_budget_bytes;
         let bytes = configured.unwrap_or_else(|| budget::default_bytes(memory_bytes()));
-        // A name server has no port for metrics; nobody reads these.
-        let metrics = MemoryMetrics::register(&Registry::new());
         let state = State {
             table: RouteTable::default(),
             kv,
@@ -131,7 +127,8 @@ impl Shared {
         Ok(Self {
             state: Mutex::new(state),
             kv_file: Arc::new(tokio::sync::Mutex::new(KvFile::new(path))),
-            budget: Budget::new(bytes, &metrics),
+            // A name server has no port for metrics.
+            budget: Budget::unseen(bytes),
             started: Instant::now(),
         })
     }

@@ -15,13 +15,13 @@ use tokio::time::{sleep, timeout};
 
 use super::{Announcements, RegisteredRole, Registrar, RegistrarInput, register_body, serve};
 use crate::config::{BrokerConfig, NamesrvConfig, Surroundings};
+use crate::framing::frame_io::{self, FrameClient, FrameReader, FrameWriter};
 use crate::limits::{
     CONFIG_REQUEST_BYTES_MAX, NAMESRV_DEMOTION_PAUSE, NAMESRV_REGISTER_RETRY,
     NAMESRV_REGISTER_TIMEOUT, NAMESRV_UNREGISTER_TIMEOUT,
 };
 use crate::net::Net;
 use crate::net::memory::MemoryNet;
-use crate::server::frame_io::{self, FrameClient, FrameReader, FrameWriter};
 
 /// Far above what a test needs; a test that runs into it has failed.
 const LONG: Duration = Duration::from_secs(60);

@@ -19,12 +19,12 @@ use tokio::{
     time::timeout,
 };
 
-use super::{
-    frame_io::{self, ConnectionError, FrameWriter},
-    intake::{Intake, Received},
-};
 use crate::{
     budget::{Account, Holder, NoRoom, Permit, UNSENT_BYTES_MAX},
+    framing::{
+        frame_io::{self, ConnectionError, FrameWriter},
+        intake::{Intake, Received},
+    },
     handler::Refusal,
     limits::{CONNECTION_IDLE_TIMEOUT, WRITE_BUFFER_BYTES_IDLE, WRITE_BUFFER_IDLE_TIME},
     net::Stream,

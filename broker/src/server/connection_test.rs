@@ -7,10 +7,7 @@ use raftmq_remoting::{RequestCode, ResponseCode};
 use tokio::{io::AsyncWriteExt, task::JoinSet};
 
 use super::*;
-use crate::{
-    budget::{BUDGET_BYTES_MIN, Budget, SHARE_BYTES},
-    metrics::Metrics,
-};
+use crate::budget::{BUDGET_BYTES_MIN, Budget, SHARE_BYTES};
 
 const MIB: usize = 1 << 20;
 const LONG: Duration = Duration::from_secs(120);
@@ -35,7 +32,7 @@ where
 {
     fn new(handle: H) -> Self {
         Self {
-            budget: Budget::new(BUDGET_BYTES_MIN, &Metrics::new().memory),
+            budget: Budget::unseen(BUDGET_BYTES_MIN),
             handle,
             tasks: JoinSet::new(),
             stop: watch::Sender::new(false),

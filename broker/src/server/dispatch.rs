@@ -17,7 +17,8 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 
-use super::{Connection, InFlight, REQUEST_COST_BYTES};
+use super::{Connection, InFlight};
+use crate::framing::intake::REQUEST_COST_BYTES;
 use crate::{
     broker::Broker,
     budget::{Holder, NoRoom, Shown},

@@ -11,7 +11,8 @@ use std::{
 
 use tokio::{sync::watch, time::sleep};
 
-use super::{connection, dispatch, frame_io};
+use super::{connection, dispatch};
+use crate::framing::frame_io;
 use crate::{
     broker::Broker,
     handler::notify_changed,

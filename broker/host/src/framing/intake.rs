@@ -18,7 +18,7 @@ use crate::{
 
 /// What a request holds besides its frame: a task, the decoded header, a place where it waits.
 /// Measured with 8,000 parked pulls: 4.2 KB each. Unit: bytes.
-pub(crate) const REQUEST_COST_BYTES: usize = 4 << 10;
+pub const REQUEST_COST_BYTES: usize = 4 << 10;
 
 /// A frame holds its bytes, and what its handler makes of them: the stored form of a message, a
 /// parsed body, a filter. Unit: times its length.
@@ -26,7 +26,7 @@ const FRAME_COST: usize = 2;
 
 /// What came in.
 #[derive(Debug)]
-pub(crate) enum Received {
+pub enum Received {
     /// A request or a response, and what it holds.
     Taken(RemotingCommand, Permit),
     /// There was no memory for this command, whose body is not read.
@@ -35,7 +35,7 @@ pub(crate) enum Received {
 
 /// Reads the frames of one connection on its account.
 #[derive(Debug)]
-pub(crate) struct Intake {
+pub struct Intake {
     reader: FrameReader,
     account: Arc<Account>,
     /// Memory for the frame that is being read.
@@ -45,7 +45,9 @@ pub(crate) struct Intake {
 }
 
 impl Intake {
-    pub(crate) fn new(reader: FrameReader, account: Arc<Account>) -> Self {
+    /// The frames of `reader`, on the account of their sender.
+    #[must_use]
+    pub fn new(reader: FrameReader, account: Arc<Account>) -> Self {
         Self {
             reader,
             account,
@@ -56,7 +58,7 @@ impl Intake {
 
     /// The next command; `None` when the peer closed the connection between frames, or the account
     /// is closed. Cancel-safe.
-    pub(crate) async fn next(&mut self) -> Result<Option<Received>, ConnectionError> {
+    pub async fn next(&mut self) -> Result<Option<Received>, ConnectionError> {
         loop {
             if !self.skipped().await? {
                 return Ok(None);
@@ -102,7 +104,7 @@ impl Intake {
     }
 
     /// Throws away what still comes until the peer closes too.
-    pub(super) async fn discard(&mut self, limit: std::time::Duration) {
+    pub async fn discard(&mut self, limit: std::time::Duration) {
         self.reader.discard(limit).await;
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::future::BoxFuture;
 use tokio::sync::mpsc;
@@ -21,7 +21,7 @@ type Backlogs = BTreeMap<String, mpsc::Sender<Accepted>>;
 
 /// Clones share one network.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct MemoryNet {
+pub struct MemoryNet {
     backlogs: Arc<Mutex<Backlogs>>,
 }
 
@@ -35,13 +35,18 @@ impl Net for MemoryNet {
         let (sender, backlog) = mpsc::channel(BACKLOG);
         self.backlogs
             .lock()
-            .unwrap()
+            .unwrap_or_else(PoisonError::into_inner)
             .insert(address.to_string(), sender);
         Box::pin(async move { Ok(Box::new(MemoryListener { address, backlog }) as _) })
     }
 
     fn connect<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Stream>> {
-        let backlog = self.backlogs.lock().unwrap().get(address).cloned();
+        let backlog = self
+            .backlogs
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(address)
+            .cloned();
         Box::pin(async move {
             let backlog = backlog.ok_or(io::ErrorKind::ConnectionRefused)?;
             let (near, far) = tokio::io::duplex(PIPE_BYTES);

@@ -6,7 +6,7 @@ use std::path::Path;
 const UNKNOWN_BYTES: u64 = 1 << 30;
 
 /// Memory that this process may use. Unit: bytes.
-pub(crate) fn of_this_machine() -> u64 {
+pub fn of_this_machine() -> u64 {
     bytes_of(|path| std::fs::read_to_string(path).ok())
 }
 

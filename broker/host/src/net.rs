@@ -18,8 +18,8 @@ use crate::limits::{ACCEPT_BACKLOG, CONNECT_TIMEOUT, WRITE_STALL_TIMEOUT};
 
 use self::resolver::Resolver;
 
-#[cfg(test)]
-pub(crate) mod memory;
+#[cfg(any(test, feature = "testing"))]
+pub mod memory;
 mod resolver;
 
 /// The names of this process; one name service answers all of them.

@@ -8,7 +8,7 @@ use std::{
 
 /// Polls `future` until it is ready, `times` times at most, and drops it. `None` = it was dropped
 /// while it waited for something. The others run meanwhile, as it is polled only when it was woken.
-pub(crate) async fn poll_times<F: Future>(future: F, times: usize) -> Option<F::Output> {
+pub async fn poll_times<F: Future>(future: F, times: usize) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut polls = 0;
     poll_fn(|context| {

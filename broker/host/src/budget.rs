@@ -18,24 +18,22 @@ use std::{
     time::Duration,
 };
 
-use prometheus::IntGauge;
+use prometheus::{IntGauge, IntGaugeVec, Opts};
 use raftmq_remoting::frame::FRAME_BYTES_MAX;
 use tokio::{
     sync::{Mutex, Notify},
     time::{Instant, timeout_at},
 };
 
-use crate::metrics::MemoryMetrics;
-
 /// What every connection may hold whatever the others do. Unit: bytes. Some requests of a few KiB,
 /// or one answer of an ordinary pull; 10,000 connections together have 320 MiB.
-pub(crate) const SHARE_BYTES: usize = 32 << 10;
+pub const SHARE_BYTES: usize = 32 << 10;
 
 /// Smallest and largest budget that may be configured. The largest frame, which is charged twice,
 /// must fit into half of it. Unit: bytes.
-pub(crate) const BUDGET_BYTES_MIN: u64 = 64 << 20;
+pub const BUDGET_BYTES_MIN: u64 = 64 << 20;
 /// See [`BUDGET_BYTES_MIN`]; beyond any machine.
-pub(crate) const BUDGET_BYTES_MAX: u64 = 1 << 40;
+pub const BUDGET_BYTES_MAX: u64 = 1 << 40;
 
 /// Largest budget that is taken unless one is configured: 2,000 requests of 256 KiB, far more than
 /// is ever under way while clients read. The rest of the memory serves the page cache.
@@ -46,7 +44,7 @@ const DEFAULT_BUDGET_PART: u64 = 4;
 
 /// Bytes of answers that one connection may have unwritten; a single answer may be larger. Eight
 /// full pulls: the network is never idle for want of more, and many slow readers cost little.
-pub(crate) const UNSENT_BYTES_MAX: usize = 2 << 20;
+pub const UNSENT_BYTES_MAX: usize = 2 << 20;
 
 /// How long a request waits for memory before it is refused: RocketMQ clients give up a send after
 /// 3 s, and the refusal should reach them before, as it makes them try another broker.
@@ -55,13 +53,13 @@ const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
 const _: () = assert!(BUDGET_BYTES_MIN as usize >= 2 * 2 * FRAME_BYTES_MAX);
 
 /// The budget unless one is configured. `memory_bytes`: what the process may use.
-pub(crate) fn default_bytes(memory_bytes: u64) -> u64 {
+pub fn default_bytes(memory_bytes: u64) -> u64 {
     (memory_bytes / DEFAULT_BUDGET_PART).clamp(BUDGET_BYTES_MIN, DEFAULT_BUDGET_BYTES_MAX)
 }
 
 /// What memory is held for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Holder {
+pub enum Holder {
     /// Frames that have begun, and requests that are being handled.
     Received,
     /// Sends that wait in the proposer or for their outcome.
@@ -97,7 +95,7 @@ impl Holder {
 
 /// Why there is no room for something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum NoRoom {
+pub enum NoRoom {
     /// Too much is held, and nothing was given back in time.
     Busy,
     /// The connection is closed: nobody waits for it.
@@ -106,7 +104,7 @@ pub(crate) enum NoRoom {
 
 /// The budget of a process.
 #[derive(Debug)]
-pub(crate) struct Budget {
+pub struct Budget {
     bytes: usize,
     /// What all accounts hold beyond their shares. May pass the budget by answers that nobody could
     /// know the size of.
@@ -116,10 +114,10 @@ pub(crate) struct Budget {
 }
 
 impl Budget {
-    pub(crate) fn new(bytes: u64, metrics: &MemoryMetrics) -> Arc<Self> {
-        let gauge = &metrics.budget_bytes;
-        gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
-        let held = &metrics.held_bytes;
+    /// A budget that shows its size in `size`, and what is held in `held`, by the label `holder`.
+    #[must_use]
+    pub fn new(bytes: u64, size: &IntGauge, held: &IntGaugeVec) -> Arc<Self> {
+        size.set(i64::try_from(bytes).unwrap_or(i64::MAX));
         Arc::new(Self {
             bytes: usize::try_from(bytes).unwrap_or(usize::MAX),
             drawn: AtomicUsize::new(0),
@@ -128,8 +126,23 @@ impl Budget {
         })
     }
 
+    /// A budget of a process that shows nothing of it.
+    ///
+    /// # Panics
+    /// Never: the names of the gauges are valid.
+    #[must_use]
+    pub fn unseen(bytes: u64) -> Arc<Self> {
+        let held = IntGaugeVec::new(Opts::new("held_bytes", "By holder."), &["holder"]);
+        let size = IntGauge::new("budget_bytes", "Together.");
+        Self::new(
+            bytes,
+            &size.expect("a valid name"),
+            &held.expect("valid names"),
+        )
+    }
+
     /// An account of its own for a connection.
-    pub(crate) fn account(self: &Arc<Self>) -> Arc<Account> {
+    pub fn account(self: &Arc<Self>) -> Arc<Account> {
         Arc::new(Account {
             budget: Arc::clone(self),
             held: AtomicUsize::new(0),
@@ -141,7 +154,7 @@ impl Budget {
     }
 
     /// Shows `bytes` that were received as held for `holder` until the guard is dropped.
-    pub(crate) fn show(self: &Arc<Self>, holder: Holder, bytes: usize) -> Shown {
+    pub fn show(self: &Arc<Self>, holder: Holder, bytes: usize) -> Shown {
         self.moved(Holder::Received, holder, bytes);
         Shown {
             budget: Arc::clone(self),
@@ -213,7 +226,7 @@ impl Drop for WaitingTask<'_> {
 
 /// What one connection holds.
 #[derive(Debug)]
-pub(crate) struct Account {
+pub struct Account {
     budget: Arc<Budget>,
     held: AtomicUsize,
     /// The part of it that is for answers.
@@ -228,28 +241,29 @@ pub(crate) struct Account {
 
 impl Account {
     /// Bytes that the connection holds.
-    pub(crate) fn held_bytes(&self) -> usize {
+    pub fn held_bytes(&self) -> usize {
         self.held.load(Ordering::SeqCst)
     }
 
     /// Bytes of it that are for answers.
-    pub(crate) fn unsent_bytes(&self) -> usize {
+    pub fn unsent_bytes(&self) -> usize {
         self.unsent.load(Ordering::SeqCst)
     }
 
     /// Nothing is waited for any more.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.waiting.tell();
         self.budget.waiting.tell();
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
+    /// Whether nothing is waited for any more.
+    pub fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
     }
 
     /// Takes `bytes` if they may be held.
-    pub(crate) fn try_take(self: &Arc<Self>, holder: Holder, bytes: usize) -> Option<Permit> {
+    pub fn try_take(self: &Arc<Self>, holder: Holder, bytes: usize) -> Option<Permit> {
         let before = self.held.fetch_add(bytes, Ordering::SeqCst);
         let (held, share) = (beyond_share(before + bytes), beyond_share(before));
         if held > share && !self.budget.try_draw(held - share, held) {
@@ -265,7 +279,7 @@ impl Account {
     }
 
     /// Takes `bytes` that are held in any case.
-    pub(crate) fn take(self: &Arc<Self>, holder: Holder, bytes: usize) -> Permit {
+    pub fn take(self: &Arc<Self>, holder: Holder, bytes: usize) -> Permit {
         self.charge(bytes);
         self.permit(holder, bytes)
     }
@@ -300,7 +314,7 @@ impl Account {
     }
 
     /// Takes `bytes`; waits for them, though not for long.
-    pub(crate) async fn wait_to_take(
+    pub async fn wait_to_take(
         self: &Arc<Self>,
         holder: Holder,
         bytes: usize,
@@ -344,7 +358,7 @@ impl Account {
 
     /// Room for an answer of `bytes` bytes. Waits until the client has read what it has, which the
     /// writer of the connection bounds, then for the budget, though not for long.
-    pub(crate) async fn room(self: &Arc<Self>, bytes: usize) -> Result<Permit, NoRoom> {
+    pub async fn room(self: &Arc<Self>, bytes: usize) -> Result<Permit, NoRoom> {
         let deadline = Instant::now() + ROOM_TIMEOUT;
         let _turn = self.turn.lock().await;
         let fits = || {
@@ -356,7 +370,7 @@ impl Account {
     }
 
     /// Waits until `is_met`, looking whenever the account has got something back.
-    pub(crate) async fn until(&self, is_met: impl Fn() -> bool) -> Result<(), NoRoom> {
+    pub async fn until(&self, is_met: impl Fn() -> bool) -> Result<(), NoRoom> {
         if is_met() && !self.is_closed() {
             return Ok(());
         }
@@ -377,7 +391,7 @@ impl Account {
 
 /// Bytes that a connection holds until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Permit {
+pub struct Permit {
     account: Arc<Account>,
     holder: Holder,
     bytes: usize,
@@ -385,13 +399,13 @@ pub(crate) struct Permit {
 
 impl Permit {
     /// Holds `bytes` more in any case.
-    pub(crate) fn grow(&mut self, bytes: usize) {
+    pub fn grow(&mut self, bytes: usize) {
         self.account.charge(bytes);
         self.count(bytes);
     }
 
     /// Gives everything back.
-    pub(crate) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
         if bytes == 0 {
             return;
@@ -404,7 +418,7 @@ impl Permit {
     }
 
     /// Is held for something else from now on; not for answers, which are counted apart.
-    pub(crate) fn becomes(&mut self, holder: Holder) {
+    pub fn becomes(&mut self, holder: Holder) {
         debug_assert!(self.holder != Holder::Answers && holder != Holder::Answers);
         self.account.budget.moved(self.holder, holder, self.bytes);
         self.holder = holder;
@@ -428,7 +442,7 @@ impl Drop for Permit {
 
 /// Shows bytes under another name until this is dropped; see [`Budget::show`].
 #[derive(Debug)]
-pub(crate) struct Shown {
+pub struct Shown {
     budget: Arc<Budget>,
     holder: Holder,
     bytes: usize,

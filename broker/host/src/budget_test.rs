@@ -5,13 +5,11 @@ use std::task::Poll;
 use futures::poll;
 
 use super::*;
-use crate::metrics::Metrics;
 
 const MIB: usize = 1 << 20;
 
-fn budget(bytes: usize) -> (Arc<Budget>, Metrics) {
-    let metrics = Metrics::new();
-    (Budget::new(bytes as u64, &metrics.memory), metrics)
+fn budget(bytes: usize) -> Arc<Budget> {
+    Budget::unseen(bytes as u64)
 }
 
 /// Takes pieces of `piece` bytes until none is granted.
@@ -29,7 +27,7 @@ fn shown(budget: &Budget) -> Vec<i64> {
 
 #[test]
 fn what_is_dropped_is_given_back_to_the_byte() {
-    let (budget, _metrics) = budget(100 * MIB);
+    let budget = budget(100 * MIB);
     let account = budget.account();
     let mut answer = account.take(Holder::Answers, 0);
     answer.grow(SHARE_BYTES);
@@ -55,7 +53,7 @@ fn what_is_dropped_is_given_back_to_the_byte() {
 
 #[test]
 fn what_is_refused_leaves_nothing_behind() {
-    let (budget, _metrics) = budget(MIB);
+    let budget = budget(MIB);
     let account = budget.account();
     let kept = account.try_take(Holder::Received, 1000).unwrap();
     assert!(account.try_take(Holder::Received, 2 * MIB).is_none());
@@ -66,7 +64,7 @@ fn what_is_refused_leaves_nothing_behind() {
 #[test]
 fn however_many_are_greedy_as_much_is_left_for_the_next_as_each_of_them_has() {
     for greedy in [1, 2, 60, 200] {
-        let (budget, _metrics) = budget(256 * MIB);
+        let budget = budget(256 * MIB);
         let accounts: Vec<_> = (0..greedy).map(|_| budget.account()).collect();
         // In turn, until none of them gets any more.
         let mut held = Vec::new();
@@ -97,7 +95,7 @@ fn however_many_are_greedy_as_much_is_left_for_the_next_as_each_of_them_has() {
 
 #[test]
 fn a_share_is_granted_whatever_others_hold() {
-    let (budget, _metrics) = budget(MIB);
+    let budget = budget(MIB);
     let other = budget.account();
     let _all = other.take(Holder::Answers, 10 * MIB);
     let account = budget.account();
@@ -107,7 +105,7 @@ fn a_share_is_granted_whatever_others_hold() {
 
 #[tokio::test(start_paused = true)]
 async fn who_waits_gets_what_is_given_back_and_is_told_when_nothing_is() {
-    let (budget, _metrics) = budget(MIB);
+    let budget = budget(MIB);
     let (other, account) = (budget.account(), budget.account());
     let all = other.take(Holder::Received, 2 * MIB);
     let begin = Instant::now();
@@ -130,7 +128,7 @@ async fn who_waits_gets_what_is_given_back_and_is_told_when_nothing_is() {
 
 #[tokio::test(start_paused = true)]
 async fn two_thousand_answers_to_a_client_that_does_not_read_wait_for_it() {
-    let (budget, _metrics) = budget(256 * MIB);
+    let budget = budget(256 * MIB);
     let account = budget.account();
     let mut tasks = tokio::task::JoinSet::new();
     for _ in 0..2000 {
@@ -158,7 +156,7 @@ async fn two_thousand_answers_to_a_client_that_does_not_read_wait_for_it() {
 
 #[tokio::test]
 async fn one_answer_may_be_larger_than_what_may_wait() {
-    let (budget, _metrics) = budget(256 * MIB);
+    let budget = budget(256 * MIB);
     let account = budget.account();
     let room = account.room(2 * UNSENT_BYTES_MAX).await.unwrap();
     let mut next = std::pin::pin!(account.room(1));

@@ -22,13 +22,13 @@ use crate::limits::{
     FRAME_TIMEOUT, READ_BUFFER_BYTES_FIRST, READ_BUFFER_BYTES_MIN, READ_SPARE_PART,
     REFUSAL_LOG_INTERVAL, WRITE_BUFFER_BYTES_KEPT, WRITE_BYTES_PER_SECOND_MIN, WRITE_STALL_TIMEOUT,
 };
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 use crate::net::Net;
 use crate::net::Stream;
 
 /// Why a connection cannot go on. It is to be closed.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ConnectionError {
+pub enum ConnectionError {
     /// Nothing came for the idle time.
     #[error("idle for {} s", .0.as_secs())]
     Idle(Duration),
@@ -48,7 +48,7 @@ pub(crate) enum ConnectionError {
 
 /// Both ends of a connection. A reader gives up after `idle_timeout` without a byte.
 #[must_use]
-pub(crate) fn open(stream: Stream, idle_timeout: Duration) -> (FrameReader, FrameWriter) {
+pub fn open(stream: Stream, idle_timeout: Duration) -> (FrameReader, FrameWriter) {
     let (read, write) = tokio::io::split(stream);
     (
         FrameReader::new(read, idle_timeout),
@@ -60,7 +60,7 @@ pub(crate) fn open(stream: Stream, idle_timeout: Duration) -> (FrameReader, Fram
 }
 
 /// Reads frames from a connection.
-pub(crate) struct FrameReader {
+pub struct FrameReader {
     stream: ReadHalf<Stream>,
     buffer: BytesMut,
     /// The buffer was made for a large frame.
@@ -101,8 +101,8 @@ impl FrameReader {
     }
 
     /// The next frame; `None` when the peer closed the connection between frames. Cancel-safe.
-    #[cfg(test)]
-    pub(crate) async fn next(&mut self) -> Result<Option<RemotingCommand>, ConnectionError> {
+    #[cfg(any(test, feature = "testing"))]
+    pub async fn next(&mut self) -> Result<Option<RemotingCommand>, ConnectionError> {
         loop {
             if let Some(command) = self.decode()? {
                 return Ok(Some(command));
@@ -174,7 +174,7 @@ impl FrameReader {
 
     /// Throws away what still comes until the peer closes too, at most for `limit`. Closing with
     /// unread bytes would reset the connection, and the peer might lose what it has not read yet.
-    pub(crate) async fn discard(&mut self, limit: Duration) {
+    pub async fn discard(&mut self, limit: Duration) {
         let discard = async {
             while self.fill(0).await.is_ok_and(|read| read > 0) {
                 self.buffer.clear();
@@ -242,7 +242,7 @@ impl FrameReader {
 
 /// Writes frames to a connection. A peer that takes not one byte for [`WRITE_STALL_TIMEOUT`] is
 /// an error, and so is one that takes less than [`WRITE_BYTES_PER_SECOND_MIN`] beside it.
-pub(crate) struct FrameWriter {
+pub struct FrameWriter {
     half: WriteHalf<Stream>,
     stall_timeout: Duration,
 }
@@ -255,8 +255,8 @@ impl fmt::Debug for FrameWriter {
 
 impl FrameWriter {
     /// Writes one frame. Not cancel-safe: a dropped future may leave half a frame.
-    #[cfg(test)]
-    pub(crate) async fn send(&mut self, command: &RemotingCommand) -> io::Result<()> {
+    #[cfg(any(test, feature = "testing"))]
+    pub async fn send(&mut self, command: &RemotingCommand) -> io::Result<()> {
         let mut buffer = BytesMut::new();
         frame::encode(command, &mut buffer);
         self.write(&mut buffer).await
@@ -264,7 +264,7 @@ impl FrameWriter {
 
     /// Writes everything in `frames` and empties it; its memory stays unless it is large.
     /// Not cancel-safe.
-    pub(crate) async fn write(&mut self, frames: &mut BytesMut) -> io::Result<()> {
+    pub async fn write(&mut self, frames: &mut BytesMut) -> io::Result<()> {
         let mut written = 0;
         let least_seconds = (frames.len() / WRITE_BYTES_PER_SECOND_MIN) as u64;
         let end = Instant::now() + self.stall_timeout + Duration::from_secs(least_seconds);
@@ -286,15 +286,15 @@ impl FrameWriter {
     }
 
     /// Tells the peer that no more frames come.
-    pub(crate) async fn finish(mut self) -> io::Result<()> {
+    pub async fn finish(mut self) -> io::Result<()> {
         self.half.shutdown().await
     }
 }
 
 /// Why a call got no response.
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum CallError {
+pub enum CallError {
     /// No response in time.
     #[error("no response in {} ms", .0.as_millis())]
     Timeout(Duration),
@@ -307,18 +307,18 @@ pub(crate) enum CallError {
 }
 
 /// A client connection with one request under way at a time, for tests.
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 #[derive(Debug)]
-pub(crate) struct FrameClient {
+pub struct FrameClient {
     reader: FrameReader,
     writer: FrameWriter,
     opaque: i32,
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 impl FrameClient {
     /// Connects to `address`, a `host:port`.
-    pub(crate) async fn connect(net: &dyn Net, address: &str) -> io::Result<Self> {
+    pub async fn connect(net: &dyn Net, address: &str) -> io::Result<Self> {
         let stream = net.connect(address).await?;
         let (reader, writer) = open(stream, crate::limits::CONNECTION_IDLE_TIMEOUT);
         Ok(Self {
@@ -330,7 +330,7 @@ impl FrameClient {
 
     /// Sends `request` under an opaque of its own and waits for the response to it. Frames that
     /// the peer sends by itself are dropped. After an error the connection is of no more use.
-    pub(crate) async fn call(
+    pub async fn call(
         &mut self,
         mut request: RemotingCommand,
         timeout: Duration,
@@ -361,7 +361,7 @@ impl FrameClient {
 /// Runs `serve` for each connection of a listener until `stop` resolves; at most `connections_max`
 /// at a time, one more is closed at once and told to `refused`. Used by every remoting listener of
 /// the process.
-pub(crate) async fn accept_loop<S, F>(
+pub async fn accept_loop<S, F>(
     mut listener: Box<dyn crate::net::Listener>,
     connections_max: usize,
     stop: impl Future<Output = ()>,
