@@ -50,17 +50,19 @@ const TOP_LEVEL: [&str; 25] = [
 ];
 
 /// A crate of ours, and which other crates of ours it may use.
-const CRATES: [(&str, &[&str]); 8] = [
+const CRATES: [(&str, &[&str]); 9] = [
     ("broker/remoting", &[]),
     ("broker/state", &["raftmq-remoting"]),
     ("broker/store", &["raftmq-remoting"]),
     ("broker/api", &[]),
     ("broker/host", &["raftmq-remoting", "raftmq-store"]),
+    ("broker/config", &["raftmq-host"]),
     ("operator", &["raftmq-api"]),
     (
         "broker",
         &[
             "raftmq-api",
+            "raftmq-config",
             "raftmq-host",
             "raftmq-remoting",
             "raftmq-state",
@@ -184,7 +186,7 @@ const SEAMS: [Seam; 7] = [
             ("broker/store/src/disk.rs", "the real disk"),
             ("broker/host/src/memory.rs", "reads /proc"),
             (
-                "broker/src/config/",
+                "broker/config/",
                 "reads the configuration before there is a disk",
             ),
             (

@@ -6,7 +6,6 @@ mod broker;
 mod checkpoint;
 pub mod cli;
 mod cold_read;
-pub mod config;
 mod disk_guard;
 #[doc(hidden)]
 pub mod fuzzing;
@@ -30,6 +29,7 @@ mod stats;
 pub mod status;
 
 pub(crate) use raft::RAFT_LOG_FILTER;
+pub use raftmq_config as config;
 #[cfg(test)]
 pub(crate) use raftmq_host::cancellation;
 pub(crate) use raftmq_host::{budget, framing};

@@ -4,7 +4,7 @@
 use crate::source::SourceFile;
 
 /// The one table of keys.
-const TABLE: &str = "broker/src/config/keys.rs";
+const TABLE: &str = "broker/config/src/keys.rs";
 
 /// Keys whose field no code reads.
 pub(crate) fn check_keys(files: &[SourceFile]) -> Vec<String> {
@@ -13,7 +13,7 @@ pub(crate) fn check_keys(files: &[SourceFile]) -> Vec<String> {
     };
     let readers: Vec<&SourceFile> = files
         .iter()
-        .filter(|file| file.path.starts_with("broker/src/") && file.path != TABLE)
+        .filter(|file| file.path.starts_with("broker/") && file.path != TABLE)
         .filter(|file| file.is_rust() && !file.is_test())
         .collect();
     let is_read = |field: &str| {

@@ -8,7 +8,7 @@ use super::peers::{self, is_host, is_host_port};
 use super::{
     ConfigError, GroupFormation, Properties, RaftConfig, Report, Surroundings, Warning, keys,
 };
-use crate::budget::{BUDGET_BYTES_MAX, BUDGET_BYTES_MIN};
+use raftmq_host::budget::{BUDGET_BYTES_MAX, BUDGET_BYTES_MIN};
 
 /// When a send is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

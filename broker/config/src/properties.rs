@@ -8,7 +8,7 @@ use std::iter::Peekable;
 use std::str::Chars;
 
 use super::{ConfigError, Warning};
-use crate::limits::CONFIG_REQUEST_BYTES_MAX;
+use raftmq_host::limits::CONFIG_REQUEST_BYTES_MAX;
 
 /// Start of the place of an entry that the command line gives.
 const ARGUMENT: &str = "--set ";
@@ -82,7 +82,7 @@ impl Properties {
     }
 
     /// The text of a request. Unlike that of a file, it is bounded.
-    pub(crate) fn parse_request(text: &[u8]) -> Result<Self, String> {
+    pub fn parse_request(text: &[u8]) -> Result<Self, String> {
         if text.len() > CONFIG_REQUEST_BYTES_MAX {
             return Err("the configuration is too long".to_owned());
         }

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 
 mod broker;
 mod field;
-pub(crate) mod fuzzing;
+#[doc(hidden)]
+pub mod fuzzing;
 mod keys;
 mod namesrv;
 mod peers;
@@ -67,7 +68,7 @@ impl Surroundings {
         let home = std::env::var_os("HOME").filter(|home| !home.is_empty());
         let host_name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let host_name = host_name.trim();
-        let local_ip = crate::net::local_ipv4().map(|ip| ip.to_string());
+        let local_ip = raftmq_host::net::local_ipv4().map(|ip| ip.to_string());
         Self {
             home: home.map_or_else(|| PathBuf::from("."), PathBuf::from),
             host_name: if host_name.is_empty() {

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
-use crate::budget::{BUDGET_BYTES_MAX, BUDGET_BYTES_MIN};
+use raftmq_host::budget::{BUDGET_BYTES_MAX, BUDGET_BYTES_MIN};
 
 use super::{ConfigError, Entry, Properties, Report, Surroundings, Warning, keys};
 

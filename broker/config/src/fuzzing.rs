@@ -1,4 +1,4 @@
-//! For `crate::fuzzing`: text that configuration is made of.
+//! For `raftmq::fuzzing`: text that configuration is made of.
 
 use super::RaftPeer;
 use super::field::Field;
