@@ -50,13 +50,14 @@ const TOP_LEVEL: [&str; 25] = [
 ];
 
 /// A crate of ours, and which other crates of ours it may use.
-const CRATES: [(&str, &[&str]); 9] = [
+const CRATES: [(&str, &[&str]); 10] = [
     ("broker/remoting", &[]),
     ("broker/state", &["raftmq-remoting"]),
     ("broker/store", &["raftmq-remoting"]),
     ("broker/api", &[]),
     ("broker/host", &["raftmq-remoting", "raftmq-store"]),
     ("broker/config", &["raftmq-host"]),
+    ("broker/telemetry", &[]),
     ("operator", &["raftmq-api"]),
     (
         "broker",
@@ -67,6 +68,7 @@ const CRATES: [(&str, &[&str]); 9] = [
             "raftmq-remoting",
             "raftmq-state",
             "raftmq-store",
+            "raftmq-telemetry",
         ],
     ),
     (

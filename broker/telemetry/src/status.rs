@@ -164,13 +164,13 @@ pub struct NodeAddresses {
     pub http: String,
 }
 
-#[cfg(test)]
-pub(crate) mod sample {
+#[cfg(any(test, feature = "testing"))]
+pub mod sample {
     //! A status for tests.
     use super::{Member, NodeAddresses, PeerProgress, RaftRole, RaftStatus};
 
     /// Node 1 of three leads term 7.
-    pub(crate) fn leader() -> RaftStatus {
+    pub fn leader() -> RaftStatus {
         let member = |id: u64| Member {
             id,
             address: format!("127.0.0.1:4091{id}"),

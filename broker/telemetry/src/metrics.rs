@@ -110,7 +110,7 @@ impl Metrics {
 
     /// Everything in the Prometheus text format, version 0.0.4; the gauges of Raft and of the log
     /// show `node`. A process without Raft has none.
-    pub(crate) fn scrape(
+    pub fn scrape(
         &self,
         node: Option<(&RaftStatus, LogReading)>,
     ) -> Result<String, prometheus::Error> {
@@ -219,24 +219,24 @@ impl RequestMetrics {
 
 impl RequestMetrics {
     /// Notes a request of `bytes` bytes that waits for a leader from now on.
-    pub(crate) fn held(&self, bytes: usize) {
+    pub fn held(&self, bytes: usize) {
         self.held_requests.inc();
         self.held_bytes.add(gauge_value(bytes as u64));
     }
 
     /// Notes that it waits no longer.
-    pub(crate) fn released(&self, bytes: usize) {
+    pub fn released(&self, bytes: usize) {
         self.held_requests.dec();
         self.held_bytes.sub(gauge_value(bytes as u64));
     }
 
     /// Notes how the wait of a request ended: `served`, `expired` or `refused`.
-    pub(crate) fn hold_ended(&self, result: &str) {
+    pub fn hold_ended(&self, result: &str) {
         self.holds_total.with_label_values(&[result]).inc();
     }
 
     /// Notes an attempt to register at a name server.
-    pub(crate) fn registration(&self, succeeded: bool) {
+    pub fn registration(&self, succeeded: bool) {
         let result = if succeeded { "ok" } else { "failed" };
         self.registrations_total.with_label_values(&[result]).inc();
     }
@@ -276,7 +276,7 @@ impl ConnectionMetrics {
 
 /// Counts an open connection until it is dropped.
 #[derive(Debug)]
-pub(crate) struct OpenConnection(IntGauge);
+pub struct OpenConnection(IntGauge);
 
 impl Drop for OpenConnection {
     fn drop(&mut self) {
@@ -286,7 +286,7 @@ impl Drop for OpenConnection {
 
 impl ConnectionMetrics {
     /// Notes a connection that `listener` has accepted.
-    pub(crate) fn accepted(&self, listener: &str) -> OpenConnection {
+    pub fn accepted(&self, listener: &str) -> OpenConnection {
         self.accepted_total.with_label_values(&[listener]).inc();
         let open = self.open.with_label_values(&[listener]);
         open.inc();
@@ -294,7 +294,7 @@ impl ConnectionMetrics {
     }
 
     /// Notes a connection that was closed at once because `listener` was full.
-    pub(crate) fn refused(&self, listener: &str) {
+    pub fn refused(&self, listener: &str) {
         self.refused_total.with_label_values(&[listener]).inc();
     }
 }

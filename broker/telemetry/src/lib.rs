@@ -1,0 +1,4 @@
+//! What a process tells of itself: metrics, and the status of a node.
+
+pub mod metrics;
+pub mod status;
