@@ -50,6 +50,7 @@ CHECKS = {
         [*TEST, "--package", "raftmq-tests", "--test", "hand_over"],
     ),
     "host": ([*TEST, "--package", "raftmq-host", "--no-run"], [*TEST, "--package", "raftmq-host"]),
+    "namesrv": ([*TEST, "--package", "raftmq-namesrv", "--no-run"], [*TEST, "--package", "raftmq-namesrv"]),
     "state": ([*TEST, "--package", "raftmq-state", "--no-run"], [*TEST, "--package", "raftmq-state"]),
     "broker": ([*TEST, "--package", "raftmq", "--lib", "--no-run"], [*TEST, "--package", "raftmq", "--lib"]),
     "simulation": (

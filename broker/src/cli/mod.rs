@@ -1,7 +1,7 @@
 //! The command line of `raftmq`: what the commands are and what each one starts.
 
 mod admin_client;
-mod bench;
+
 mod broker;
 mod end_guard;
 mod hand_over;
@@ -18,13 +18,13 @@ use clap::{Parser, Subcommand};
 use tokio::runtime::Builder;
 use tracing_subscriber::EnvFilter;
 
-use self::bench::BenchCommand;
 use self::broker::BrokerArgs;
 use self::end_guard::EndGuardArgs;
 use self::hand_over::HandOverArgs;
 use self::local::LocalArgs;
 use self::namesrv::NamesrvArgs;
 use self::status::StatusArgs;
+use raftmq_bench::BenchCommand;
 
 /// Environment variable with the log filter, in the form of `tracing_subscriber::EnvFilter`.
 const LOG_VARIABLE: &str = "RAFTMQ_LOG";
@@ -77,7 +77,7 @@ pub fn main() -> ExitCode {
     };
     let result = match command {
         Command::Local(args) => text(runtime.block_on(local::run(args))),
-        Command::Bench(command) => text(runtime.block_on(bench::run(&command))),
+        Command::Bench(command) => text(runtime.block_on(raftmq_bench::run(&command))),
         Command::HandOver(args) => text(runtime.block_on(hand_over::run(&args))),
         Command::EndGuard(args) => text(end_guard::run(&args)),
         Command::Status(args) => text(runtime.block_on(status::run(&args))),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::{
+use raftmq_host::limits::{
     NAMESRV_KV_BYTES_MAX, NAMESRV_KV_KEYS_MAX, NAMESRV_KV_NAME_BYTES_MAX,
     NAMESRV_KV_VALUE_BYTES_MAX,
 };

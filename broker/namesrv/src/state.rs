@@ -10,7 +10,7 @@ use serde::Serialize;
 use super::kv_config::{KvConfig, ORDER_TOPIC_NAMESPACE};
 use super::requests::{KvRequest, Reject, Request, TopicListRequest};
 use super::route_table::{Broker, Queues, Registration, RouteTable};
-use crate::config::{NamesrvConfig, Properties};
+use raftmq_config::{NamesrvConfig, Properties};
 
 /// Topic flag: created for a unit of a geo-distributed installation. Source: `TopicSysFlag`.
 const TOPIC_UNIT: i32 = 1;

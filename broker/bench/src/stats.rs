@@ -28,29 +28,29 @@ pub(crate) enum Failure {
 #[derive(Debug)]
 pub(crate) struct Tally {
     /// Requests that succeeded (messages sent, or pulls that brought messages).
-    pub(crate) succeeded: u64,
+    pub succeeded: u64,
     /// Messages of those requests.
-    pub(crate) messages: u64,
+    pub messages: u64,
     /// Body bytes of those messages.
-    pub(crate) bytes: u64,
+    pub bytes: u64,
     /// Pulls that brought nothing.
-    pub(crate) empty: u64,
+    pub empty: u64,
     /// Queue offsets that were skipped: expected and not delivered.
-    pub(crate) offsets_missing: u64,
+    pub offsets_missing: u64,
     /// Messages delivered with a queue offset below the expected one.
-    pub(crate) offsets_repeated: u64,
+    pub offsets_repeated: u64,
     /// Answers that say "stored, but not as safely as configured" (10, 11, 12), by code.
-    pub(crate) weak: BTreeMap<i32, u64>,
+    pub weak: BTreeMap<i32, u64>,
     /// Requests that failed.
-    pub(crate) failures: BTreeMap<Failure, u64>,
+    pub failures: BTreeMap<Failure, u64>,
     /// Attempts to reach a broker that found no leader or no connection; nothing was sent.
-    pub(crate) vain_attempts: u64,
+    pub vain_attempts: u64,
     /// Open loop: messages due in the run that were never sent.
-    pub(crate) unsent: u64,
+    pub unsent: u64,
     /// Latencies. Unit: ns.
-    pub(crate) latency: Histogram<u64>,
+    pub latency: Histogram<u64>,
     /// Moment of the last success on the clock of the run. Unit: ns.
-    pub(crate) last_success_ns: u64,
+    pub last_success_ns: u64,
 }
 
 impl Tally {

@@ -20,13 +20,13 @@ use super::kv_config::{KvConfig, KvFile};
 use super::requests::{Reject, Request};
 use super::route_table::{ConnectionId, RouteTable};
 use super::state::{Answer, State};
-use crate::budget::{self, Account, Budget, Holder};
-use crate::config::NamesrvConfig;
-use crate::framing::frame_io::{self, ConnectionError, FrameWriter};
-use crate::framing::intake::{Intake, Received};
-use crate::host::{blocking, memory_bytes};
-use crate::limits::CONNECTIONS_MAX;
-use crate::net::{Accepted, Listener, Net};
+use raftmq_config::NamesrvConfig;
+use raftmq_host::budget::{self, Account, Budget, Holder};
+use raftmq_host::framing::frame_io::{self, ConnectionError, FrameWriter};
+use raftmq_host::framing::intake::{Intake, Received};
+use raftmq_host::limits::CONNECTIONS_MAX;
+use raftmq_host::net::{Accepted, Listener, Net};
+use raftmq_host::process::{blocking, memory_bytes};
 
 /// Why the name server ended.
 #[derive(Debug, thiserror::Error)]

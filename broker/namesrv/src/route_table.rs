@@ -9,13 +9,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use raftmq_remoting::body::DataVersion;
 
-use crate::limits::{
+use raftmq_host::limits::{
     NAMESRV_ADDRESSES_PER_BROKER_MAX, NAMESRV_BROKER_NAMES_MAX, NAMESRV_NAME_BYTES_MAX,
     NAMESRV_TOPIC_ROWS_MAX,
 };
 
 /// Broker id of the leader.
-pub(crate) const LEADER_BROKER_ID: u64 = 0;
+pub const LEADER_BROKER_ID: u64 = 0;
 
 /// Silence after which a broker is dropped unless it asks for another time. Unit: ms.
 /// Source: RocketMQ, 2 minutes.

@@ -20,7 +20,7 @@ use super::schedule::{Schedule, nanos};
 use super::stats::{Failure, Tally};
 use super::template::{SendFields, SendTemplate};
 use super::window::{Waiting, Window};
-use crate::clock::Clock;
+use raftmq_host::clock::Clock;
 
 /// Bytes that wait to be written from which no further message is encoded: the next burst is
 /// encoded while the kernel sends this one.
@@ -32,19 +32,19 @@ const PRODUCER_GROUP: &str = "raftmq_bench_producer";
 /// What the connections of a run send.
 #[derive(Debug, Clone)]
 pub(crate) struct Load {
-    pub(crate) topic: String,
-    pub(crate) serialize: SerializeType,
-    pub(crate) body: Bytes,
-    pub(crate) in_flight: u32,
-    pub(crate) timeout: Duration,
+    pub topic: String,
+    pub serialize: SerializeType,
+    pub body: Bytes,
+    pub in_flight: u32,
+    pub timeout: Duration,
     /// Open loop: when each message is due.
-    pub(crate) schedule: Option<Schedule>,
+    pub schedule: Option<Schedule>,
     /// Messages of the whole run; each connection sends its share.
-    pub(crate) messages: Option<u64>,
-    pub(crate) connections: u32,
+    pub messages: Option<u64>,
+    pub connections: u32,
     /// First half of the message keys, the same in the whole run but for its low 16 bits, which
     /// are the connection's.
-    pub(crate) key_prefix: u64,
+    pub key_prefix: u64,
 }
 
 impl Load {
@@ -60,14 +60,14 @@ impl Load {
 
 /// One connection of the run.
 pub(crate) struct Producer {
-    pub(crate) index: usize,
-    pub(crate) run: Arc<Run>,
-    pub(crate) load: Load,
-    pub(crate) router: Arc<Router>,
-    pub(crate) tally: Rc<RefCell<Tally>>,
+    pub index: usize,
+    pub run: Arc<Run>,
+    pub load: Load,
+    pub router: Arc<Router>,
+    pub tally: Rc<RefCell<Tally>>,
     /// Open loop: told when a message is due.
-    pub(crate) due: Arc<Notify>,
-    pub(crate) ack_log: Option<MessageLog>,
+    pub due: Arc<Notify>,
+    pub ack_log: Option<MessageLog>,
 }
 
 /// What changes with every message.

@@ -22,12 +22,12 @@ const OPAQUE_AT_BINARY: usize = 13;
 /// What all messages of a connection have in common.
 #[derive(Debug, Clone)]
 pub(crate) struct SendFields<'a> {
-    pub(crate) topic: &'a str,
-    pub(crate) producer_group: &'a str,
-    pub(crate) broker_name: &'a str,
+    pub topic: &'a str,
+    pub producer_group: &'a str,
+    pub broker_name: &'a str,
     /// First half of every message key: tells runs and connections apart.
-    pub(crate) key_prefix: u64,
-    pub(crate) serialize: SerializeType,
+    pub key_prefix: u64,
+    pub serialize: SerializeType,
 }
 
 /// A send request (code 310) to one queue with everything filled in but the three fields.

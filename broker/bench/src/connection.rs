@@ -13,7 +13,7 @@ use raftmq_remoting::frame;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 
 use super::BenchError;
-use crate::net::{Net, Stream};
+use raftmq_host::net::{Net, Stream};
 
 /// Room in the input buffer before each read. Unit: bytes. One pull answer of the usual 256 KiB
 /// takes a few reads, answers to sends come by the hundred.
@@ -25,7 +25,7 @@ pub(crate) struct Connection {
     address: String,
     input: BytesMut,
     /// Frames to write; callers append, [`Connection::turn`] writes.
-    pub(crate) output: BytesMut,
+    pub output: BytesMut,
 }
 
 impl Connection {

@@ -25,7 +25,7 @@ const OPEN_LOOP_IN_FLIGHT: u32 = 1024;
 
 /// Load generator on RocketMQ's remoting protocol; drives any RocketMQ broker.
 #[derive(Debug, Subcommand)]
-pub(crate) enum BenchCommand {
+pub enum BenchCommand {
     /// Send messages and measure throughput and latency.
     Produce(ProduceArgs),
     /// Pull messages and measure throughput and end-to-end latency.
@@ -35,7 +35,7 @@ pub(crate) enum BenchCommand {
 /// Whom to load.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
-pub(crate) struct TargetArgs {
+pub struct TargetArgs {
     /// Name servers, separated by `;`; the leader is found through them.
     #[arg(short = 'n', long, value_name = "HOST:PORT;...")]
     namesrv: Option<String>,
@@ -60,42 +60,42 @@ impl TargetArgs {
 
 /// What both kinds of run have.
 #[derive(Debug, Args)]
-pub(crate) struct CommonArgs {
+pub struct CommonArgs {
     #[command(flatten)]
-    pub(crate) target: TargetArgs,
+    pub target: TargetArgs,
     /// Topic; created when it does not exist.
     #[arg(short, long, default_value = "BenchmarkTest")]
-    pub(crate) topic: String,
+    pub topic: String,
     /// Queues that the topic is created with, per broker name.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(crate) queues: u32,
+    pub queues: u32,
     /// Connections.
     #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=CONNECTIONS_MAX))]
-    pub(crate) connections: u32,
+    pub connections: u32,
     /// Stop after this many seconds [default: 10, unless --messages is given].
     #[arg(short, long)]
     seconds: Option<u64>,
     /// Stop after this many messages.
     #[arg(short, long, value_parser = clap::value_parser!(u64).range(1..))]
-    pub(crate) messages: Option<u64>,
+    pub messages: Option<u64>,
     /// Seconds at the start that are not measured.
     #[arg(long, default_value_t = 0)]
     warmup: u64,
     /// Threads of the generator; connections are spread over them.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub(crate) threads: u32,
+    pub threads: u32,
     /// Header format of the requests.
     #[arg(long, value_enum, default_value_t = HeaderFormat::Json)]
     header: HeaderFormat,
     /// Form of the result, on standard output.
     #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
-    pub(crate) format: OutputFormat,
+    pub format: OutputFormat,
     /// Seconds between two progress lines on standard error; 0 for none.
     #[arg(long, default_value_t = 2)]
-    pub(crate) interval: u64,
+    pub interval: u64,
     /// Also report processor time and memory of this process, as PID or NAME=PID; repeatable.
     #[arg(long, value_name = "[NAME=]PID", value_parser = parse_process)]
-    pub(crate) pid: Vec<WatchedProcess>,
+    pub pid: Vec<WatchedProcess>,
 }
 
 impl CommonArgs {
@@ -122,25 +122,25 @@ impl CommonArgs {
 
 /// `raftmq bench produce`.
 #[derive(Debug, Args)]
-pub(crate) struct ProduceArgs {
+pub struct ProduceArgs {
     #[command(flatten)]
-    pub(crate) common: CommonArgs,
+    pub common: CommonArgs,
     /// Messages in flight per connection; 1 is a synchronous sender [default: 1, open loop 1024].
     #[arg(short, long, value_parser = clap::value_parser!(u32).range(1..=i64::from(SLOTS_MAX)))]
     in_flight: Option<u32>,
     /// Size of a message body. Unit: bytes.
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=SIZE_MAX))]
-    pub(crate) size: u32,
+    pub size: u32,
     /// Open loop: messages per second over all connections, whatever the broker does; latency
     /// counts from the moment a message was due.
     #[arg(short, long, value_parser = parse_rate)]
-    pub(crate) rate: Option<f64>,
+    pub rate: Option<f64>,
     /// Give up waiting for an answer after this time. Unit: ms.
     #[arg(long, default_value_t = 3000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
     timeout_ms: u64,
     /// Write a line `UNIQ_KEY QUEUE_ID QUEUE_OFFSET` for every acknowledged message to this file.
     #[arg(long, value_name = "FILE")]
-    pub(crate) ack_log: Option<PathBuf>,
+    pub ack_log: Option<PathBuf>,
 }
 
 impl ProduceArgs {
@@ -160,32 +160,32 @@ impl ProduceArgs {
 
 /// `raftmq bench consume`.
 #[derive(Debug, Args)]
-pub(crate) struct ConsumeArgs {
+pub struct ConsumeArgs {
     #[command(flatten)]
-    pub(crate) common: CommonArgs,
+    pub common: CommonArgs,
     /// Consumer group.
     #[arg(short, long, default_value = "raftmq_bench")]
-    pub(crate) group: String,
+    pub group: String,
     /// Where to start in each queue.
     #[arg(long, value_enum, default_value_t = StartFrom::First)]
-    pub(crate) from: StartFrom,
+    pub from: StartFrom,
     /// Messages that one pull asks for.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub(crate) batch: u32,
+    pub batch: u32,
     /// Stop once every queue has been read to its end.
     #[arg(long)]
-    pub(crate) until_empty: bool,
+    pub until_empty: bool,
     /// Do not commit offsets.
     #[arg(long)]
-    pub(crate) no_commit: bool,
+    pub no_commit: bool,
     /// Write a line `UNIQ_KEY QUEUE_ID QUEUE_OFFSET` for every received message to this file.
     #[arg(long, value_name = "FILE")]
-    pub(crate) message_log: Option<PathBuf>,
+    pub message_log: Option<PathBuf>,
 }
 
 /// The first offset of a consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum StartFrom {
+pub enum StartFrom {
     /// The oldest message.
     First,
     /// Only what comes from now on.
@@ -204,7 +204,7 @@ enum HeaderFormat {
 
 /// How the result is printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum OutputFormat {
+pub enum OutputFormat {
     /// A table.
     Text,
     /// One JSON object.
@@ -213,9 +213,9 @@ pub(crate) enum OutputFormat {
 
 /// A process whose use of the machine is reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct WatchedProcess {
-    pub(crate) name: String,
-    pub(crate) pid: u32,
+pub struct WatchedProcess {
+    pub name: String,
+    pub pid: u32,
 }
 
 fn parse_process(text: &str) -> Result<WatchedProcess, String> {

@@ -5,7 +5,7 @@ use raftmq_remoting::{HeaderError, RemotingCommand, RequestCode, ResponseCode};
 
 use super::register_body;
 use super::route_table::{ConnectionId, Queues, Registration};
-use crate::config::Properties;
+use raftmq_config::Properties;
 
 /// A refusal: response code and remark.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -15,11 +15,11 @@ pub(crate) const SLOTS_MAX: u32 = 65_536;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Waiting {
     /// When the request was due, on the clock of the run. Unit: ns.
-    pub(crate) started_ns: u64,
+    pub started_ns: u64,
     /// When it was sent: a timeout counts from here. Unit: ns.
-    pub(crate) sent_ns: u64,
+    pub sent_ns: u64,
     /// The caller's number for it (a message's sequence, a queue's place).
-    pub(crate) tag: u64,
+    pub tag: u64,
 }
 
 #[derive(Debug)]

@@ -14,14 +14,14 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::{Announcements, RegisteredRole, Registrar, RegistrarInput, register_body, serve};
-use crate::config::{BrokerConfig, NamesrvConfig, Surroundings};
-use crate::framing::frame_io::{self, FrameClient, FrameReader, FrameWriter};
-use crate::limits::{
+use raftmq_config::{BrokerConfig, NamesrvConfig, Surroundings};
+use raftmq_host::framing::frame_io::{self, FrameClient, FrameReader, FrameWriter};
+use raftmq_host::limits::{
     CONFIG_REQUEST_BYTES_MAX, NAMESRV_DEMOTION_PAUSE, NAMESRV_REGISTER_RETRY,
     NAMESRV_REGISTER_TIMEOUT, NAMESRV_UNREGISTER_TIMEOUT,
 };
-use crate::net::Net;
-use crate::net::memory::MemoryNet;
+use raftmq_host::net::Net;
+use raftmq_host::net::memory::MemoryNet;
 
 /// Far above what a test needs; a test that runs into it has failed.
 const LONG: Duration = Duration::from_secs(60);
@@ -318,7 +318,7 @@ async fn the_registrar_follows_the_role_at_every_name_server_and_leaves_at_the_s
         .map(str::to_owned)
         .to_vec();
     let net: Arc<dyn Net> = Arc::new(net);
-    let metrics = Arc::new(crate::metrics::Metrics::new());
+    let metrics = Arc::new(raftmq_telemetry::metrics::Metrics::new());
     let registrar = Registrar::start(
         &config,
         &addresses,
@@ -382,7 +382,7 @@ fn registered(net: &MemoryNet, home: &Path, addresses: &[&str]) -> Registered {
         .map(|&address| address.to_owned())
         .collect();
     let net: Arc<dyn Net> = Arc::new(net.clone());
-    let metrics = Arc::new(crate::metrics::Metrics::new());
+    let metrics = Arc::new(raftmq_telemetry::metrics::Metrics::new());
     let registrar = Registrar::start(
         &config,
         &addresses,
@@ -463,7 +463,7 @@ async fn a_name_server_that_comes_up_late_is_found_and_delays_no_other() {
 
 /// What a name server sees that takes frames only when it is told to.
 struct Slow {
-    listener: Box<dyn crate::net::Listener>,
+    listener: Box<dyn raftmq_host::net::Listener>,
 }
 
 impl Slow {

@@ -17,8 +17,8 @@ use super::process::Usage;
 use super::report::ProcessUse;
 use super::schedule::{Schedule, nanos};
 use super::stats::{Live, Tally};
-use crate::clock::SystemClock;
-use crate::net::Net;
+use raftmq_host::clock::SystemClock;
+use raftmq_host::net::Net;
 
 /// Shortest pause before the next attempt after a failure, so that a broker which refuses
 /// everything is not asked in a busy loop. Short against an election.
@@ -34,13 +34,13 @@ pub(crate) const TICK: Duration = Duration::from_millis(50);
 /// What all connections of a run share.
 #[derive(Debug)]
 pub(crate) struct Run {
-    pub(crate) net: Arc<dyn Net>,
-    pub(crate) clock: SystemClock,
-    pub(crate) live: Live,
+    pub net: Arc<dyn Net>,
+    pub clock: SystemClock,
+    pub live: Live,
     /// Requests that started before this moment are not measured. Unit: ns since the start.
-    pub(crate) measured_from_ns: u64,
+    pub measured_from_ns: u64,
     /// Pause of a connection before the next attempt after a failure.
-    pub(crate) retry_pause: Duration,
+    pub retry_pause: Duration,
     started: Instant,
     /// End of the run by time. Unit: ns since the start.
     end_ns: u64,
@@ -134,10 +134,10 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<(), BenchEr
 /// What a run measured.
 #[derive(Debug)]
 pub(crate) struct Measured {
-    pub(crate) tally: Tally,
+    pub tally: Tally,
     /// From the end of the warm-up to the last success. Unit: seconds.
-    pub(crate) seconds: f64,
-    pub(crate) processes: Vec<ProcessUse>,
+    pub seconds: f64,
+    pub processes: Vec<ProcessUse>,
 }
 
 /// Waits for all threads; prints progress, samples processes, ends the run on Ctrl-C.

@@ -25,14 +25,14 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::LEADER_BROKER_ID;
 use super::announcement::{Announcement, RegisteredRole, RegistrarInput, topic_request};
 use super::link::{Link, LinkError, LinkEvent};
-use crate::config::BrokerConfig;
-use crate::limits::{
+use raftmq_config::BrokerConfig;
+use raftmq_host::limits::{
     NAMESRV_DEMOTION_PAUSE, NAMESRV_PAUSE_PER_TOPIC, NAMESRV_REGISTER_RETRY,
     NAMESRV_REGISTER_TIMEOUT, NAMESRV_TOPICS_IN_FLIGHT_MAX, NAMESRV_TOPICS_PAUSE,
     NAMESRV_UNREGISTER_TIMEOUT,
 };
-use crate::metrics::Metrics;
-use crate::net::{Net, Stream};
+use raftmq_host::net::{Net, Stream};
+use raftmq_telemetry::metrics::Metrics;
 
 /// How it goes with one name server.
 #[derive(Debug)]

@@ -21,7 +21,7 @@ use super::run::{Run, TICK};
 use super::schedule::nanos;
 use super::stats::{Failure, Tally};
 use super::window::{Waiting, Window};
-use crate::clock::Clock;
+use raftmq_host::clock::Clock;
 
 /// How long the broker may hold a pull that finds nothing. Source: the stock push consumer, 15 s.
 const SUSPEND_TIMEOUT_MS: &str = "15000";
@@ -43,27 +43,27 @@ const SYS_FLAG_SUBSCRIPTION: u32 = 4;
 /// What the connections of a run read.
 #[derive(Debug, Clone)]
 pub(crate) struct Reading {
-    pub(crate) topic: String,
-    pub(crate) group: String,
-    pub(crate) serialize: SerializeType,
-    pub(crate) from: StartFrom,
-    pub(crate) batch: u32,
-    pub(crate) until_empty: bool,
-    pub(crate) commit: bool,
+    pub topic: String,
+    pub group: String,
+    pub serialize: SerializeType,
+    pub from: StartFrom,
+    pub batch: u32,
+    pub until_empty: bool,
+    pub commit: bool,
     /// Stop after this many messages of the whole run.
-    pub(crate) messages: Option<u64>,
+    pub messages: Option<u64>,
 }
 
 /// One connection of the run.
 pub(crate) struct Consumer {
-    pub(crate) run: Arc<Run>,
-    pub(crate) reading: Reading,
-    pub(crate) router: Arc<Router>,
-    pub(crate) tally: Rc<RefCell<Tally>>,
-    pub(crate) message_log: Option<MessageLog>,
-    pub(crate) broker_name: String,
+    pub run: Arc<Run>,
+    pub reading: Reading,
+    pub router: Arc<Router>,
+    pub tally: Rc<RefCell<Tally>>,
+    pub message_log: Option<MessageLog>,
+    pub broker_name: String,
     /// The queues of that broker that this connection reads.
-    pub(crate) queue_ids: Vec<u32>,
+    pub queue_ids: Vec<u32>,
 }
 
 /// Where a consumer is in one queue.

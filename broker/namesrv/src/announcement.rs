@@ -15,18 +15,18 @@ use raftmq_remoting::RequestCode;
 use raftmq_remoting::body::{self, QueueData, RegisterBrokerBody, TopicConfig, TopicRouteData};
 
 use super::register_body;
-use crate::limits::{NAMESRV_PLAIN_REGISTRATION_BYTES_MAX, NAMESRV_TOPIC_CHANGES_KEPT};
+use raftmq_host::limits::{NAMESRV_PLAIN_REGISTRATION_BYTES_MAX, NAMESRV_TOPIC_CHANGES_KEPT};
 
 /// Bytes that a topic takes in a plain registration besides its name and attributes, at least.
 const TOPIC_JSON_BYTES: usize = 180;
 
 /// Reads all topics as they are now.
-pub(crate) type ReadTopics = Arc<dyn Fn() -> RegisterBrokerBody + Send + Sync>;
+pub type ReadTopics = Arc<dyn Fn() -> RegisterBrokerBody + Send + Sync>;
 
 /// What a broker is in its group, as it is registered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RegisteredRole {
-    /// 0 while this broker leads, else [`crate::config::RaftPeer::id`].
+    /// 0 while this broker leads, else [`raftmq_config::RaftPeer::id`].
     pub broker_id: u64,
     /// `host:port` clients are to connect to in this role.
     pub broker_address: String,
@@ -97,7 +97,7 @@ impl Announcement {
     }
 
     /// Encodes all topics now, so that the tasks of the name servers do not wait for each other.
-    pub(crate) fn prepare(&self) {
+    pub fn prepare(&self) {
         // An error is told to each who asks.
         let _ = self.body();
     }
@@ -175,16 +175,25 @@ pub(super) fn topic_request(broker_name: &str, config: &TopicConfig) -> Remoting
 }
 
 /// Makes announcements out of changes.
-pub(crate) struct Announcements {
+pub struct Announcements {
     read: ReadTopics,
     version: u64,
     complete_after: u64,
     changed: VecDeque<(u64, Arc<TopicConfig>)>,
 }
 
+impl fmt::Debug for Announcements {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Announcements")
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Announcements {
     /// Nothing is known of changes until `version`.
-    pub(crate) fn new(read: ReadTopics, version: u64) -> Self {
+    pub fn new(read: ReadTopics, version: u64) -> Self {
         Self {
             read,
             version,
@@ -194,12 +203,12 @@ impl Announcements {
     }
 
     /// Number of the newest change that was noted.
-    pub(crate) fn version(&self) -> u64 {
+    pub fn version(&self) -> u64 {
         self.version
     }
 
     /// Notes the changes up to `version`: these topics were put. `None`: any may have changed.
-    pub(crate) fn note(&mut self, version: u64, put: Option<Vec<TopicConfig>>) {
+    pub fn note(&mut self, version: u64, put: Option<Vec<TopicConfig>>) {
         self.version = version;
         match put {
             Some(put) => {
@@ -219,7 +228,7 @@ impl Announcements {
     }
 
     /// What is to be known now, in a role of that term.
-    pub(crate) fn publish(&self, role_epoch: u64) -> Arc<Announcement> {
+    pub fn publish(&self, role_epoch: u64) -> Arc<Announcement> {
         Arc::new(Announcement {
             version: self.version,
             complete_after: self.complete_after,

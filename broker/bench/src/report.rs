@@ -18,52 +18,52 @@ const GENERATOR_BUSY: f64 = 0.85;
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Report {
     /// `produce` or `consume`.
-    pub(crate) command: &'static str,
-    pub(crate) topic: String,
-    pub(crate) connections: u32,
+    pub command: &'static str,
+    pub topic: String,
+    pub connections: u32,
     /// Requests that one connection has in flight at most.
-    pub(crate) in_flight: u32,
+    pub in_flight: u32,
     /// Size of one body; of those received, the mean. Unit: bytes.
-    pub(crate) size_bytes: u64,
+    pub size_bytes: u64,
     /// Open loop: messages per second that were asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) rate: Option<f64>,
-    pub(crate) threads: u32,
+    pub rate: Option<f64>,
+    pub threads: u32,
     /// Time that was measured, warm-up excluded. Unit: seconds.
-    pub(crate) seconds: f64,
-    pub(crate) messages: u64,
-    pub(crate) messages_per_second: f64,
+    pub seconds: f64,
+    pub messages: u64,
+    pub messages_per_second: f64,
     /// Unit: 1e6 bytes of message bodies per second.
-    pub(crate) megabytes_per_second: f64,
+    pub megabytes_per_second: f64,
     /// Produce: from the intended start of a send to its answer. Consume: from a message's born
     /// timestamp to its arrival, in whole milliseconds.
-    pub(crate) latency_ms: Percentiles,
+    pub latency_ms: Percentiles,
     /// Longest time in which no request of any connection succeeded. Unit: ms.
-    pub(crate) gap_max_ms: f64,
-    pub(crate) failed: u64,
+    pub gap_max_ms: f64,
+    pub failed: u64,
     /// Failures by cause.
-    pub(crate) failures: BTreeMap<String, u64>,
+    pub failures: BTreeMap<String, u64>,
     /// Answers 10, 11 and 12: stored, but not flushed or replicated in time.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub(crate) weak: BTreeMap<String, u64>,
+    pub weak: BTreeMap<String, u64>,
     /// Attempts to reach a broker that found no leader or no connection.
-    pub(crate) vain_attempts: u64,
+    pub vain_attempts: u64,
     /// Open loop: messages due that were not sent before the end.
-    pub(crate) unsent: u64,
+    pub unsent: u64,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
-    pub(crate) consumed: Option<Consumed>,
-    pub(crate) processes: Vec<ProcessUse>,
+    pub consumed: Option<Consumed>,
+    pub processes: Vec<ProcessUse>,
 }
 
 /// What only a consumer counts.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Consumed {
-    pub(crate) pulls: u64,
-    pub(crate) empty_pulls: u64,
-    pub(crate) messages_per_pull: f64,
-    pub(crate) offsets_missing: u64,
-    pub(crate) offsets_repeated: u64,
+    pub pulls: u64,
+    pub empty_pulls: u64,
+    pub messages_per_pull: f64,
+    pub offsets_missing: u64,
+    pub offsets_repeated: u64,
 }
 
 /// Latency percentiles. Unit: ms.
@@ -104,14 +104,14 @@ impl Percentiles {
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ProcessUse {
-    pub(crate) name: String,
-    pub(crate) pid: u32,
-    pub(crate) cpu_seconds: f64,
+    pub name: String,
+    pub pid: u32,
+    pub cpu_seconds: f64,
     /// Share of one processor; 2.0 is two processors busy all the time.
-    pub(crate) cpu_share: f64,
-    pub(crate) rss_bytes: u64,
-    pub(crate) rss_peak_bytes: u64,
-    pub(crate) disk_write_bytes: u64,
+    pub cpu_share: f64,
+    pub rss_bytes: u64,
+    pub rss_peak_bytes: u64,
+    pub disk_write_bytes: u64,
 }
 
 impl ProcessUse {

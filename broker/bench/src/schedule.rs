@@ -21,9 +21,9 @@ const PACE_MAX: Duration = Duration::from_millis(50);
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Schedule {
     /// Messages per second over all connections; above 0.
-    pub(crate) rate: f64,
+    pub rate: f64,
     /// Connections that share the rate.
-    pub(crate) connections: u64,
+    pub connections: u64,
 }
 
 impl Schedule {

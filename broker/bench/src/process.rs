@@ -10,13 +10,13 @@ const TICKS_PER_SECOND: f64 = 100.0;
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Usage {
     /// User and system time of all threads. Unit: seconds.
-    pub(crate) cpu_seconds: f64,
+    pub cpu_seconds: f64,
     /// Resident memory now. Unit: bytes.
-    pub(crate) rss_bytes: u64,
+    pub rss_bytes: u64,
     /// Largest resident memory since the start. Unit: bytes.
-    pub(crate) rss_peak_bytes: u64,
+    pub rss_peak_bytes: u64,
     /// Bytes that the process caused to be sent to disks. Unit: bytes.
-    pub(crate) disk_write_bytes: u64,
+    pub disk_write_bytes: u64,
 }
 
 impl Usage {

@@ -15,8 +15,8 @@ use raftmq_remoting::frame::{self, FrameError};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, timeout_at};
 
-use crate::limits::WRITE_BUFFER_BYTES_KEPT;
-use crate::net::Stream;
+use raftmq_host::limits::WRITE_BUFFER_BYTES_KEPT;
+use raftmq_host::net::Stream;
 
 /// Room for one read. Answers of name servers are short.
 const READ_BYTES: usize = 4096;
@@ -196,7 +196,7 @@ mod tests {
     use tokio::io::AsyncWriteExt;
 
     use super::*;
-    use crate::framing::frame_io;
+    use raftmq_host::framing::frame_io;
 
     const LIMIT: Duration = Duration::from_secs(6);
 

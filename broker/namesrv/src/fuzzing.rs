@@ -1,4 +1,4 @@
-//! For `crate::fuzzing`: what a name server is sent, and what it keeps.
+//! For `raftmq::fuzzing`: what a name server is sent, and what it keeps.
 
 use std::{io::Write, path::PathBuf};
 
@@ -16,7 +16,7 @@ use super::{
     route_table::{ConnectionId, RouteTable},
     state::State,
 };
-use crate::config::{NamesrvConfig, Surroundings};
+use raftmq_config::{NamesrvConfig, Surroundings};
 
 /// Requests of one connection in a row, each answered; how many were understood.
 #[must_use]

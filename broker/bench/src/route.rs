@@ -12,7 +12,7 @@ use tokio::sync::Mutex;
 
 use super::BenchError;
 use super::connection::Connection;
-use crate::net::Net;
+use raftmq_host::net::Net;
 
 /// Longest wait for the answer to a question about routes or topics.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
@@ -43,9 +43,9 @@ pub(crate) enum Target {
 /// A broker to send to, and the queues of the topic there: 0 to `queues - 1`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Place {
-    pub(crate) broker_name: String,
-    pub(crate) address: String,
-    pub(crate) queues: u32,
+    pub broker_name: String,
+    pub address: String,
+    pub queues: u32,
 }
 
 /// Finds places for the connections of one thread.

@@ -6,7 +6,8 @@
 //! told, `link` the connection.
 
 mod announcement;
-pub(crate) mod fuzzing;
+#[doc(hidden)]
+pub mod fuzzing;
 mod kv_config;
 mod link;
 mod register_body;
@@ -20,7 +21,7 @@ mod state;
 mod server_test;
 
 pub use announcement::{Announcement, RegisteredRole, RegistrarInput};
-pub(crate) use announcement::{Announcements, ReadTopics};
+pub use announcement::{Announcements, ReadTopics};
 pub use registrar::{NamesrvStatus, Registrar};
-pub(crate) use route_table::LEADER_BROKER_ID;
+pub use route_table::LEADER_BROKER_ID;
 pub use server::{NamesrvError, serve, serve_on};

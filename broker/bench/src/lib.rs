@@ -38,7 +38,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use tokio::sync::Notify;
 
-pub(crate) use self::args::BenchCommand;
+pub use self::args::BenchCommand;
 use self::args::{CommonArgs, ConsumeArgs, OutputFormat, ProduceArgs};
 use self::consume::{Consumer, Reading};
 use self::message_log::MessageLog;
@@ -48,8 +48,8 @@ use self::route::{Access, Place, Router};
 use self::run::{Measured, Run, connections_of, observe, on_thread};
 use self::schedule::Schedule;
 use self::stats::Tally;
-use crate::clock::{Clock, SystemClock};
-use crate::net::{Net, TcpNet};
+use raftmq_host::clock::{Clock, SystemClock};
+use raftmq_host::net::{Net, TcpNet};
 
 /// Why a run could not start or finish. What brokers answer during a run is counted instead.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +94,15 @@ impl BenchError {
 }
 
 /// Runs one benchmark and prints its report.
-pub(crate) async fn run(command: &BenchCommand) -> Result<(), BenchError> {
+///
+/// # Errors
+/// Why it could not start or finish, for its user.
+pub async fn run(command: &BenchCommand) -> Result<(), String> {
+    let done = run_command(command).await;
+    done.map_err(|error| error.to_string())
+}
+
+async fn run_command(command: &BenchCommand) -> Result<(), BenchError> {
     let net: Arc<dyn Net> = Arc::new(TcpNet);
     let (report, format) = match command {
         BenchCommand::Produce(args) => (produce(net, args).await?, args.common.format),

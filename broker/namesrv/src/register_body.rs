@@ -10,7 +10,7 @@ use raftmq_remoting::{RemotingCommand, ResponseCode};
 
 use super::requests::Reject;
 use super::route_table::{ConnectionId, Queues, Registration};
-use crate::limits::{
+use raftmq_host::limits::{
     NAMESRV_NAME_BYTES_MAX, NAMESRV_REGISTER_INFLATED_BYTES_MAX, NAMESRV_TOPICS_PER_BROKER_MAX,
 };
 
