@@ -50,7 +50,7 @@ const TOP_LEVEL: [&str; 25] = [
 ];
 
 /// A crate of ours, and which other crates of ours it may use.
-const CRATES: [(&str, &[&str]); 12] = [
+const CRATES: [(&str, &[&str]); 13] = [
     ("broker/remoting", &[]),
     ("broker/state", &["raftmq-remoting"]),
     ("broker/store", &["raftmq-remoting"]),
@@ -68,6 +68,17 @@ const CRATES: [(&str, &[&str]); 12] = [
         ],
     ),
     ("broker/bench", &["raftmq-host", "raftmq-remoting"]),
+    (
+        "broker/replica",
+        &[
+            "raftmq-config",
+            "raftmq-host",
+            "raftmq-remoting",
+            "raftmq-state",
+            "raftmq-store",
+            "raftmq-telemetry",
+        ],
+    ),
     ("operator", &["raftmq-api"]),
     (
         "broker",
@@ -78,6 +89,7 @@ const CRATES: [(&str, &[&str]); 12] = [
             "raftmq-host",
             "raftmq-namesrv",
             "raftmq-remoting",
+            "raftmq-replica",
             "raftmq-state",
             "raftmq-store",
             "raftmq-telemetry",
@@ -169,7 +181,7 @@ const SEAMS: [Seam; 7] = [
         within: "",
         allowed: &[
             (
-                "broker/src/raft/",
+                "broker/replica/src/raft/",
                 "the one place that knows the consensus library",
             ),
             (
@@ -267,7 +279,8 @@ fn check_manifests(files: &[SourceFile]) -> Vec<String> {
             let name = line.split(['.', '=', ' ']).next().unwrap_or_default();
             let is_ours = name == "raftmq" || name.starts_with("raftmq-");
             // Its simulated disk is of use to every test, and cargo builds it for tests alone.
-            let is_shared = for_tests && folder == "broker" && name == "raftmq-tests";
+            let uses_simulator = ["broker", "broker/replica"].contains(&folder);
+            let is_shared = for_tests && uses_simulator && name == "raftmq-tests";
             if in_dependencies && is_ours && !is_shared && !allowed.contains(&name) {
                 problems.push(format!("{manifest}: must not depend on {name}"));
             }

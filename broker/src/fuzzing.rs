@@ -1,45 +1,12 @@
-//! The door for `tests/fuzz`: decoders that are private to the broker, each as a function from bytes
-//! to what it made of them. Nothing else may use it.
+//! The door for `tests/fuzz`: decoders that are private to their crates, each as a function from
+//! bytes to what it made of them. Nothing else may use it.
 //!
 //! `Option<Vec<u8>>` is the input decoded and encoded again; `None`: it was refused.
 
-use std::collections::BTreeMap;
-
-use bytes::Bytes;
-use raftmq_store::{LogId, checkpoint::Checkpoint};
-
-pub use crate::{
-    config::fuzzing::{java_properties, raft_peers},
-    namesrv::fuzzing::{kv_config, namesrv_requests, register_body, register_body_example},
-    raft::fuzzing::{raft_connection, raft_frame, raft_frame_examples},
+pub use raftmq_config::fuzzing::{java_properties, raft_peers};
+pub use raftmq_namesrv::fuzzing::{
+    kv_config, namesrv_requests, register_body, register_body_example,
 };
-
-/// The sections of a checkpoint, tags counted from 1, as a restart and a follower read them.
-#[must_use]
-pub fn checkpoint_sections(sections: &[&[u8]]) -> Option<Vec<Vec<u8>>> {
-    let tagged: BTreeMap<u32, Bytes> = (1..)
-        .zip(sections)
-        .map(|(tag, bytes)| (tag, Bytes::copy_from_slice(bytes)))
-        .collect();
-    let id = LogId {
-        term: 1,
-        node: 0,
-        index: 1,
-    };
-    let written = Checkpoint {
-        id,
-        sections: tagged,
-    };
-    let read = Checkpoint::decode(written.encode()).ok()?;
-    let restored = crate::checkpoint::restore(&read).ok()?;
-    crate::raft::fuzzing::check_snapshot(&restored)?;
-    let membership = crate::checkpoint::membership_section(&restored.membership);
-    let state = restored.state.encode();
-    Some(vec![
-        state,
-        restored.position.encode(),
-        membership.to_vec(),
-        restored.index_manifest?.to_vec(),
-        restored.last_store_timestamp_ms.to_le_bytes().to_vec(),
-    ])
-}
+pub use raftmq_replica::fuzzing::{
+    checkpoint_sections, raft_connection, raft_frame, raft_frame_examples,
+};

@@ -3,20 +3,15 @@
 //! `broker/README.md` is the architecture page: code map, flows, invariants, decisions.
 
 mod broker;
-mod checkpoint;
 pub mod cli;
 mod cold_read;
-mod disk_guard;
+mod disk_space;
 #[doc(hidden)]
 pub mod fuzzing;
 mod handler;
 pub mod host;
 pub mod http;
-mod long_poll;
-mod machine;
 mod offset_commits;
-mod proposer;
-mod raft;
 mod retention;
 mod run;
 mod schedule;
@@ -25,12 +20,11 @@ mod server;
 mod session;
 mod stats;
 
-pub(crate) use raft::RAFT_LOG_FILTER;
 pub use raftmq_config as config;
-#[cfg(test)]
-pub(crate) use raftmq_host::cancellation;
 pub(crate) use raftmq_host::{budget, framing};
 pub use raftmq_host::{clock, limits, net};
 pub use raftmq_namesrv as namesrv;
+pub(crate) use raftmq_replica::raft::RAFT_LOG_FILTER;
+pub(crate) use raftmq_replica::{checkpoint, disk_guard, long_poll, machine, proposer, raft};
 pub use raftmq_telemetry::{metrics, status};
 pub use run::{RunError, run_broker, run_broker_on, run_namesrv};

@@ -23,7 +23,8 @@ use crate::{
     broker::{Broker, BrokerParts},
     budget,
     config::{BrokerConfig, NamesrvConfig},
-    disk_guard::{self, RoomLimits},
+    disk_guard::RoomLimits,
+    disk_space,
     host::{Host, blocking},
     http::{self, AdminOps},
     long_poll::LongPoll,
@@ -188,7 +189,7 @@ pub async fn run_broker_on(
     let proposer = Proposer::start(&consensus, Arc::clone(&clock), Arc::clone(&metrics));
     broker.join(Arc::clone(&consensus), proposer);
     // Before the first client: its message may be the one too many.
-    disk_guard::look(&broker);
+    disk_space::look(&broker);
     admin.send_replace(Some(Arc::new(Admin(Arc::clone(&broker)))));
     serve_until(broker, net, client_listener, shutdown).await
 }

@@ -1,5 +1,5 @@
 //! A follower that comes back with less than its leader counts as acknowledged
-//! (`VoteGuard::admit` in `broker/src/raft/guard.rs`), and openraft's progress of that follower
+//! (`VoteGuard::admit` in `broker/replica/src/raft/guard.rs`), and openraft's progress of that follower
 //! (`progress/entry/update.rs` of 0.10.0-alpha.37): it catches up in the same term, and takes no entry
 //! while it lacks what it acknowledged and may vote.
 //!

@@ -1,4 +1,4 @@
-//! Confirmation of the leadership (`broker/src/raft/confirm.rs`) and what `Role::serving` adds to it:
+//! Confirmation of the leadership (`broker/replica/src/raft/confirm.rs`) and what `Role::serving` adds to it:
 //! an answer from the state of a node contains everything that anybody was shown before the question.
 //!
 //! Node 0 is asked. What it knows of its own role may be as old as you like. A client is shown an

@@ -1,4 +1,4 @@
-//! An election at a refused connection (`broker/src/raft/dead_leader.rs`): a node that believes the
+//! An election at a refused connection (`broker/replica/src/raft/dead_leader.rs`): a node that believes the
 //! leader dead stands at once, and the others vote although they heard from it a moment ago. Here
 //! anybody may stand at any time, whether the leader lives or not: right or wrong, the guess must
 //! cost nothing but an election. Votes are durable and are counted later than given; nodes restart.

@@ -1,4 +1,4 @@
-//! The guard of a node that lost the end of its log (`broker/src/raft/guard.rs`): when it votes again,
+//! The guard of a node that lost the end of its log (`broker/replica/src/raft/guard.rs`): when it votes again,
 //! and for whom it votes all the same.
 //!
 //! Acknowledgements are on their way as long as they like, also when their sender has lost what it

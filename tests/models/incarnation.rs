@@ -1,4 +1,4 @@
-//! Incarnations (`broker/src/raft/members.rs`, raft:I1, and `server.rs`, raft:I2): a node that lost its
+//! Incarnations (`broker/replica/src/raft/members.rs`, raft:I1, and `server.rs`, raft:I2): a node that lost its
 //! disk comes back under its old id and knows neither its votes nor its log. It must neither vote nor
 //! receive the log, or a quorum forgets.
 //!

@@ -51,6 +51,7 @@ CHECKS = {
     ),
     "host": ([*TEST, "--package", "raftmq-host", "--no-run"], [*TEST, "--package", "raftmq-host"]),
     "namesrv": ([*TEST, "--package", "raftmq-namesrv", "--no-run"], [*TEST, "--package", "raftmq-namesrv"]),
+    "replica": ([*TEST, "--package", "raftmq-replica", "--no-run"], [*TEST, "--package", "raftmq-replica"]),
     "state": ([*TEST, "--package", "raftmq-state", "--no-run"], [*TEST, "--package", "raftmq-state"]),
     "broker": ([*TEST, "--package", "raftmq", "--lib", "--no-run"], [*TEST, "--package", "raftmq", "--lib"]),
     "simulation": (

@@ -11,7 +11,7 @@ use tokio::{
 use super::disk_watch;
 use crate::{
     broker::Broker,
-    disk_guard, handler,
+    disk_space, handler,
     limits::NAMESRV_TOPICS_PAUSE,
     namesrv::{Announcements, LEADER_BROKER_ID, ReadTopics, RegisteredRole, RegistrarInput},
     offset_commits::OffsetCommits,
@@ -28,7 +28,7 @@ pub(super) fn background_tasks(broker: &Arc<Broker>) -> JoinSet<()> {
     tasks.spawn(OffsetCommits::run(Arc::clone(broker)));
     tasks.spawn(schedule::run(Arc::clone(broker)));
     tasks.spawn(retention::run(Arc::clone(broker)));
-    tasks.spawn(disk_guard::run(Arc::clone(broker)));
+    tasks.spawn(disk_space::run(Arc::clone(broker)));
     tasks.spawn(scrub::run(Arc::clone(broker)));
     tasks.spawn(expire_sessions(Arc::clone(broker)));
     tasks.spawn(Stats::run(Arc::clone(broker)));

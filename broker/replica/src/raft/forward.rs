@@ -96,7 +96,7 @@ struct Link {
 
 /// Sends requests to leaders. Has one link for each peer.
 #[derive(Debug)]
-pub(crate) struct Forwarder {
+pub struct Forwarder {
     transport: Transport,
     links: Mutex<BTreeMap<u64, Link>>,
     runtime: tokio::runtime::Handle,
@@ -104,7 +104,7 @@ pub(crate) struct Forwarder {
 
 impl Forwarder {
     /// A forwarder whose links live on `runtime`.
-    pub(crate) fn new(transport: Transport, runtime: tokio::runtime::Handle) -> Self {
+    pub fn new(transport: Transport, runtime: tokio::runtime::Handle) -> Self {
         Self {
             transport,
             links: Mutex::default(),
@@ -116,7 +116,7 @@ impl Forwarder {
     /// deadline, or until `superseded` is ready: a leader that is paused or cut off does not answer
     /// and does not close the connection either. May be dropped at any time: what was not written by
     /// then never is.
-    pub(crate) async fn forward(
+    pub async fn forward(
         &self,
         (leader, address): (u64, &str),
         (peer, command): (SocketAddr, &RemotingCommand),

@@ -13,26 +13,12 @@
 //! What is held back for checkpoints counts as taken even while it is not: it is released when one
 //! needs it and taken again right after, faster than anybody looks.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU8, Ordering},
-    },
-    time::Duration,
-};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use raftmq_store::CommitLog;
-use tokio::time::sleep;
 
-use crate::{broker::Broker, config::BrokerConfig, host::blocking};
+use crate::config::BrokerConfig;
 
-/// Pause between looks. A process that writes 300 MB/s takes 30 MB in it, which is less than the
-/// ground at any time; the look itself is a system call of a microsecond.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// Pause while more than [`PLENTY`] is left: an idle broker should cost next to nothing.
-const LOOK_INTERVAL_PLENTY: Duration = Duration::from_secs(1);
-/// Space that no process fills between two looks.
-const PLENTY: u64 = 16 << 30;
 /// Space that must be left for messages besides what waits already. The largest entry, 16 MiB.
 const MESSAGE_SPACE: u64 = 16 << 20;
 /// Room that offsets and metadata leave: twice their largest entry.
@@ -48,18 +34,18 @@ const SEGMENT_PART: u64 = 2;
 
 /// How many bytes must be left for what; see the head of this file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct RoomLimits {
+pub struct RoomLimits {
     message_space: u64,
     note_room: u64,
     /// Least room a follower keeps when it takes an entry.
-    pub(crate) follower_room: u64,
+    pub follower_room: u64,
     /// Least room with which a node stands for election.
-    pub(crate) election_room: u64,
+    pub election_room: u64,
 }
 
 impl RoomLimits {
     /// The limits for segments of this size.
-    pub(crate) fn of_segment(segment_bytes: u64) -> Self {
+    pub fn of_segment(segment_bytes: u64) -> Self {
         let most = segment_bytes / SEGMENT_PART;
         let scaled = |limit: u64| limit.min(most / (MESSAGE_SPACE / limit));
         Self {
@@ -72,7 +58,7 @@ impl RoomLimits {
 }
 
 /// Bytes the log can still grow by: its ground and what the file system has.
-pub(crate) fn room(log: &CommitLog) -> u64 {
+pub fn room(log: &CommitLog) -> u64 {
     log.ground_bytes().saturating_add(log.available_bytes())
 }
 
@@ -88,7 +74,9 @@ pub struct DiskGuard {
 }
 
 impl DiskGuard {
-    pub(crate) fn new(config: &BrokerConfig) -> Self {
+    /// The guard of a broker with this configuration.
+    #[must_use]
+    pub fn new(config: &BrokerConfig) -> Self {
         Self {
             limits: RoomLimits::of_segment(config.segment_bytes),
             warning_percent: config.disk_warning_ratio,
@@ -99,28 +87,28 @@ impl DiskGuard {
     }
 
     /// Used part of the fullest file system. Unit: percent.
-    pub(crate) fn used_percent(&self) -> u8 {
+    pub fn used_percent(&self) -> u8 {
         self.used_percent.load(Ordering::Relaxed)
     }
 
     /// Whether a message of `bytes` bytes may be proposed while `waiting` bytes are under way.
-    pub(crate) fn takes_message(&self, log: &CommitLog, waiting: usize, bytes: usize) -> bool {
+    pub fn takes_message(&self, log: &CommitLog, waiting: usize, bytes: usize) -> bool {
         let wanted = self.limits.message_space + waiting as u64 + bytes as u64;
         !self.above.load(Ordering::Relaxed) && log.available_bytes() >= wanted
     }
 
     /// Whether offsets or metadata may be proposed.
-    pub(crate) fn takes_note(&self, log: &CommitLog) -> bool {
+    pub fn takes_note(&self, log: &CommitLog) -> bool {
         room(log) >= self.limits.note_room
     }
 
     /// Whether a node with this log may stand for election.
-    pub(crate) fn may_lead(&self, log: &CommitLog) -> bool {
+    pub fn may_lead(&self, log: &CommitLog) -> bool {
         room(log) >= self.limits.election_room
     }
 
     /// Takes in how full the file systems are.
-    fn note_used(&self, percent: u8) {
+    pub fn note_used(&self, percent: u8) {
         self.used_percent.store(percent, Ordering::Relaxed);
         let was = self.above.load(Ordering::Relaxed);
         let is = is_above(
@@ -144,59 +132,6 @@ impl DiskGuard {
 /// longer above `diskSpaceCleanForciblyRatio`.
 fn is_above(was: bool, used: u8, warning: u8, clean_forcibly: u8) -> bool {
     used > warning || (was && used > clean_forcibly)
-}
-
-/// Looks at the space of the file systems once. Blocks for a system call or two.
-pub(crate) fn look(broker: &Broker) {
-    let log = broker.machine.log();
-    let root = broker.consensus().map(|consensus| {
-        let checkpoints = consensus.checkpoints();
-        let space = checkpoints.space();
-        if let Ok(space) = &space {
-            log.claim_space(checkpoints.reserve_bytes(space));
-        }
-        space
-    });
-    let mut used = None;
-    for space in std::iter::once(log.look_at_space()).chain(root) {
-        match space {
-            Ok(space) => used = used.max(Some(space.used_percent())),
-            Err(error) => tracing::warn!(%error, "read free disk space"),
-        }
-    }
-    if let Some(percent) = used {
-        broker.disk.note_used(percent);
-    }
-}
-
-/// Looks for as long as the process runs.
-pub(crate) async fn run(broker: Arc<Broker>) {
-    let Some(consensus) = broker.consensus().cloned() else {
-        return;
-    };
-    let mut told = None;
-    loop {
-        let looked = Arc::clone(&broker);
-        // On a thread of its own: the file system of a remote disk may not answer.
-        if let Err(error) = blocking(move || look(&looked)).await {
-            tracing::error!(%error, "look at the disk");
-        }
-        let may_lead = broker.disk.may_lead(broker.machine.log());
-        if told != Some(may_lead) {
-            if told.is_some() || !may_lead {
-                tracing::warn!(may_lead, "room for the entries of a leader");
-            }
-            consensus.stand_for_election(may_lead);
-            told = Some(may_lead);
-        }
-        let plenty = broker.machine.log().available_bytes() >= PLENTY;
-        sleep(if plenty {
-            LOOK_INTERVAL_PLENTY
-        } else {
-            LOOK_INTERVAL
-        })
-        .await;
-    }
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use raftmq_store::{StoreError, checkpoint::Checkpoint, index::QueueIndex};
 use super::{Checkpoints, Restored, restore};
 
 /// Lets each queue begin at its next offset, without any message before.
-pub(crate) fn begin_index_anew(index: &QueueIndex, state: &State) {
+pub fn begin_index_anew(index: &QueueIndex, state: &State) {
     index.clear();
     for topic in state.topics() {
         for queue in &topic.queues {
@@ -22,7 +22,7 @@ pub(crate) fn begin_index_anew(index: &QueueIndex, state: &State) {
 impl Checkpoints {
     /// A whole checkpoint to be sent to another node: the one at `wanted`, or else the newest at an
     /// index of `among`.
-    pub(crate) fn whole_one(&self, wanted: u64, among: RangeInclusive<u64>) -> Option<Checkpoint> {
+    pub fn whole_one(&self, wanted: u64, among: RangeInclusive<u64>) -> Option<Checkpoint> {
         let first = self.known().contains_key(&wanted).then_some(wanted);
         let others = self.known_in(among).into_iter().rev();
         let candidates = first.into_iter().chain(others);
@@ -32,7 +32,7 @@ impl Checkpoints {
 
     /// The oldest whole checkpoint at an index of `among` whose position passes: what lies behind it
     /// in the log is kept.
-    pub(crate) fn oldest_whole(
+    pub fn oldest_whole(
         &self,
         among: RangeInclusive<u64>,
         passes: impl Fn(&Restored) -> bool,
@@ -44,7 +44,7 @@ impl Checkpoints {
 
     /// The oldest whole checkpoint that stands at the end of a segment, behind an address, at
     /// `index_max` at most: there the log can begin.
-    pub(crate) fn roll_behind(&self, physical: u64, index_max: u64) -> Option<Restored> {
+    pub fn roll_behind(&self, physical: u64, index_max: u64) -> Option<Restored> {
         let rolls = self.rolls().into_iter();
         let behind = rolls.filter(|roll| roll.physical_offset > physical);
         let reached = behind.take_while(|roll| roll.id.index <= index_max);
@@ -83,18 +83,18 @@ impl Checkpoints {
     }
 
     /// Whether a damaged one is to be replaced; asked by whoever takes checkpoints.
-    pub(crate) fn is_one_wanted(&self) -> bool {
+    pub fn is_one_wanted(&self) -> bool {
         self.wanted.load(Ordering::SeqCst)
     }
 
     /// Takes note that one is being taken.
-    pub(crate) fn one_is_taken(&self) {
+    pub fn one_is_taken(&self) {
         self.wanted.store(false, Ordering::SeqCst);
     }
 
     /// Reads the checkpoint at `index` as a whole. Returns its bytes, 0 when it is gone; `None` when
     /// it is damaged.
-    pub(crate) fn scrub(&self, index: u64) -> Option<u64> {
+    pub fn scrub(&self, index: u64) -> Option<u64> {
         if !self.known().contains_key(&index) {
             return Some(0);
         }
@@ -114,14 +114,14 @@ impl Checkpoints {
     }
 
     /// Indexes of all that are good for something, rising.
-    pub(crate) fn indexes(&self) -> Vec<u64> {
+    pub fn indexes(&self) -> Vec<u64> {
         self.known().keys().copied().collect()
     }
 
     /// Stores a checkpoint with which the next start shall begin, although the consume queue does not
     /// reach from there: each queue begins anew. `index` is open for this only; no other file of it
     /// changes before the checkpoint is stored.
-    pub(crate) fn adopt(
+    pub fn adopt(
         &self,
         checkpoint: Checkpoint,
         restored: &Restored,
@@ -136,7 +136,7 @@ impl Checkpoints {
     }
 
     /// Part of the file of a checkpoint for a peer, with its length.
-    pub(crate) fn read_part(
+    pub fn read_part(
         &self,
         index: u64,
         offset: u64,

@@ -118,7 +118,7 @@ impl std::fmt::Debug for Proposer {
 impl Proposer {
     /// Starts the proposer task next to Raft's tasks. Outcomes are told on the runtime of the
     /// caller.
-    pub(crate) fn start(
+    pub fn start(
         consensus: &Arc<Consensus>,
         clock: Arc<dyn Clock>,
         metrics: Arc<Metrics>,
@@ -175,7 +175,7 @@ impl Proposer {
     }
 
     /// Bytes of commands that wait for their entry, or for its outcome.
-    pub(crate) fn waiting_bytes(&self) -> usize {
+    pub fn waiting_bytes(&self) -> usize {
         self.bytes.load(Ordering::Relaxed)
     }
 
@@ -191,7 +191,7 @@ impl Proposer {
     ///
     /// # Errors
     /// See [`SubmitError`].
-    pub(crate) async fn propose_in_term(&self, command: EncodedCommand, term: u64) -> Outcome {
+    pub async fn propose_in_term(&self, command: EncodedCommand, term: u64) -> Outcome {
         self.propose_in(Some(term), command).await
     }
 
@@ -206,12 +206,12 @@ impl Proposer {
     }
 
     /// Whether nothing waits and nothing has an unknown outcome.
-    pub(crate) fn is_idle(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         self.bytes.load(Ordering::Relaxed) == 0
     }
 
     /// Refuses everything from now on; what waits is answered.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         let waiting = {
             let mut intake = self.intake.lock().unwrap_or_else(PoisonError::into_inner);
             intake.closed = true;

@@ -74,13 +74,13 @@ fn note_poll(task: &'static str, took: Duration) {
 
 /// A task whose long polls are observed.
 #[derive(Debug)]
-pub(crate) struct Timed<F> {
+pub struct Timed<F> {
     task: &'static str,
     future: Pin<Box<F>>,
 }
 
 /// Names a task of Raft's thread, so that one that holds it is found.
-pub(crate) fn timed<F: Future>(task: &'static str, future: F) -> Timed<F> {
+pub fn timed<F: Future>(task: &'static str, future: F) -> Timed<F> {
     Timed {
         task,
         future: Box::pin(future),
@@ -120,11 +120,11 @@ fn task_of<F>() -> &'static str {
 
 /// tokio with changes, see the file comment.
 #[derive(Debug)]
-pub(crate) struct RaftRuntime(TokioRuntime);
+pub struct RaftRuntime(TokioRuntime);
 
 /// A sleep: a timer, or one turn of the scheduler.
 #[derive(Debug)]
-pub(crate) enum Sleep {
+pub enum Sleep {
     /// Ready at the second poll, so that waiting tasks run in between.
     Yield {
         /// Whether the first poll has happened.

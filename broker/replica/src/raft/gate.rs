@@ -5,7 +5,7 @@ use tokio::sync::watch;
 
 /// Lets batches through, or not. Clones are the same gate.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct IntakeGate(watch::Sender<Counts>);
+pub struct IntakeGate(watch::Sender<Counts>);
 
 #[derive(Debug, Default)]
 struct Counts {
@@ -17,21 +17,21 @@ struct Counts {
 
 /// Holds new batches back until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Hold(IntakeGate);
+pub struct Hold(IntakeGate);
 
 /// A batch on its way to Raft, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Pass(IntakeGate);
+pub struct Pass(IntakeGate);
 
 impl IntakeGate {
     /// Holds new batches back.
-    pub(crate) fn hold(&self) -> Hold {
+    pub fn hold(&self) -> Hold {
         self.0.send_modify(|counts| counts.holds += 1);
         Hold(self.clone())
     }
 
     /// Leave for one batch; `None` while they are held back.
-    pub(crate) fn pass(&self) -> Option<Pass> {
+    pub fn pass(&self) -> Option<Pass> {
         let mut may = false;
         // Nobody waits for this change.
         self.0.send_if_modified(|counts| {
@@ -43,7 +43,7 @@ impl IntakeGate {
     }
 
     /// Waits until nobody holds batches back.
-    pub(crate) async fn opened(&self) {
+    pub async fn opened(&self) {
         self.wait_for(|counts| counts.holds == 0).await;
     }
 
@@ -55,7 +55,7 @@ impl IntakeGate {
 
 impl Hold {
     /// Waits until the batches that went before have reached Raft.
-    pub(crate) async fn quiet(&self) {
+    pub async fn quiet(&self) {
         self.0.wait_for(|counts| counts.passing == 0).await;
     }
 }

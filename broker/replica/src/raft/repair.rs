@@ -41,7 +41,7 @@ use crate::{
 
 /// What asking all peers came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Asked {
+pub enum Asked {
     /// The range is complete, with bytes of these peers.
     Proven(Vec<u64>),
     /// Somebody has deleted it, and nobody has all of it.
@@ -62,7 +62,7 @@ enum Given {
 
 /// What a node gives to peers.
 #[derive(Clone, Debug)]
-pub(crate) struct RepairSource {
+pub struct RepairSource {
     /// The files of its log.
     pub ranges: RangeSource,
     /// Its checkpoints.
@@ -93,7 +93,7 @@ const REFUSAL: &str = "its log is damaged and being mended from peers";
 
 /// What peers are reached with.
 #[derive(Clone, Debug)]
-pub(crate) struct RepairPeers {
+pub struct RepairPeers {
     pub(super) net: Arc<dyn Net>,
     pub(super) local: Local,
     configured: Vec<(u64, String)>,
@@ -107,7 +107,7 @@ impl RepairPeers {
     ///
     /// # Errors
     /// When that membership cannot be read.
-    pub(crate) fn before_raft(
+    pub fn before_raft(
         config: (&str, &RaftConfig),
         incarnation: &str,
         membership: &MembershipRecord,
@@ -157,7 +157,7 @@ impl RepairPeers {
     }
 
     /// Whether nobody else could have the log.
-    pub(crate) fn is_alone(&self) -> bool {
+    pub fn is_alone(&self) -> bool {
         self.others().is_empty()
     }
 
@@ -166,7 +166,7 @@ impl RepairPeers {
     ///
     /// # Errors
     /// When this node's own disk fails.
-    pub(crate) async fn fetch(&self, mut mender: Mender) -> Result<(Mender, Asked), StoreError> {
+    pub async fn fetch(&self, mut mender: Mender) -> Result<(Mender, Asked), StoreError> {
         let (mut pause, mut round) = (PAUSE, 0);
         let mut purged_since = None;
         loop {
@@ -194,7 +194,7 @@ impl RepairPeers {
     ///
     /// # Errors
     /// When this node's own disk fails.
-    pub(crate) async fn ask_all(
+    pub async fn ask_all(
         &self,
         mut mender: Mender,
         round: usize,
@@ -254,7 +254,7 @@ impl RepairPeers {
     }
 
     /// Counts a range that is being mended, and tells of it.
-    pub(crate) fn note_damage(&self, damage: &Damage) {
+    pub fn note_damage(&self, damage: &Damage) {
         self.metrics.log.damages_total.inc();
         tracing::error!(
             physical = damage.from_physical(),
@@ -265,7 +265,7 @@ impl RepairPeers {
     }
 
     /// Counts an end that is given up, and tells of it.
-    pub(crate) fn note_lost_end(&self, physical: u64, synced_physical: u64, reason: &str) {
+    pub fn note_lost_end(&self, physical: u64, synced_physical: u64, reason: &str) {
         self.metrics.log.damages_total.inc();
         tracing::error!(
             physical,
@@ -276,7 +276,7 @@ impl RepairPeers {
     }
 
     /// Counts a damaged range that is purged, and tells of it.
-    pub(crate) fn note_purged(&self, physical: u64, begin_physical: u64) {
+    pub fn note_purged(&self, physical: u64, begin_physical: u64) {
         self.metrics.log.damages_total.inc();
         tracing::error!(
             physical,
@@ -286,7 +286,7 @@ impl RepairPeers {
     }
 
     /// Counts a range that was mended with bytes of `from`, and tells of it.
-    pub(crate) fn note_mended(&self, mender: &Mender, from: &[u64]) {
+    pub fn note_mended(&self, mender: &Mender, from: &[u64]) {
         self.metrics.log.repaired_ranges_total.inc();
         self.metrics.log.repaired_bytes_total.inc_by(mender.bytes());
         tracing::warn!(
@@ -332,7 +332,7 @@ impl RepairPeers {
     }
 
     /// Serves ranges on the Raft port until it is told to stop; other channels are refused.
-    pub(crate) fn serve(&self, listener: Box<dyn Listener>, source: RepairSource) -> StartServer {
+    pub fn serve(&self, listener: Box<dyn Listener>, source: RepairSource) -> StartServer {
         let (stop, stopped) = oneshot::channel();
         let local = self.local.clone();
         let task = tokio::spawn(serve_until(listener, local, source, stopped));
@@ -341,7 +341,7 @@ impl RepairPeers {
 }
 
 /// Says what nobody has.
-pub(crate) fn complain(mender: &Mender) {
+pub fn complain(mender: &Mender) {
     let damage = mender.damage();
     tracing::error!(
         physical = damage.from_physical(),
@@ -352,7 +352,7 @@ pub(crate) fn complain(mender: &Mender) {
 }
 
 /// Runs file work away from the runtime.
-pub(crate) async fn blocking<T: Send + 'static>(
+pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
 ) -> Result<T, StoreError> {
     let done = host::blocking(work).await;
@@ -360,9 +360,17 @@ pub(crate) async fn blocking<T: Send + 'static>(
 }
 
 /// The Raft port of a node whose Raft is not started.
-pub(crate) struct StartServer {
+pub struct StartServer {
     stop: oneshot::Sender<()>,
     task: JoinHandle<Result<Box<dyn Listener>, io::Error>>,
+}
+
+impl std::fmt::Debug for StartServer {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter
+            .debug_struct("StartServer")
+            .finish_non_exhaustive()
+    }
 }
 
 impl StartServer {
@@ -370,7 +378,7 @@ impl StartServer {
     ///
     /// # Errors
     /// When it broke.
-    pub(crate) async fn stop(self) -> Result<Box<dyn Listener>, io::Error> {
+    pub async fn stop(self) -> Result<Box<dyn Listener>, io::Error> {
         // It has ended by itself when nobody receives that.
         let _ = self.stop.send(());
         self.task.await.map_err(io::Error::other)?

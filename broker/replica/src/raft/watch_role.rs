@@ -44,7 +44,7 @@ pub struct Role {
 
 impl Role {
     /// The term in which this node serves; `None` while it does not.
-    pub(crate) fn serving_term(&self) -> Option<u64> {
+    pub fn serving_term(&self) -> Option<u64> {
         self.serving.then_some(self.term)
     }
 }

@@ -299,7 +299,7 @@ impl AsyncWrite for Recorded {
 }
 
 /// The part of a checkpoint that Raft reads when it is a snapshot.
-pub(crate) fn check_snapshot(restored: &Restored) -> Option<()> {
+pub fn check_snapshot(restored: &Restored) -> Option<()> {
     let meta = snapshot_meta(restored).ok()?;
     encode_membership(meta.last_membership.membership()).ok()?;
     Some(())

@@ -136,7 +136,7 @@ impl Machine {
 
     /// Number of the newest change of topics, and the names of those that changed after the change
     /// of number `counter`, deleted ones too. `None`: too many to remember.
-    pub(crate) fn topics_changed_after(&self, counter: u64) -> (u64, Option<BTreeSet<String>>) {
+    pub fn topics_changed_after(&self, counter: u64) -> (u64, Option<BTreeSet<String>>) {
         let changes = self.topic_changes();
         (changes.newest, changes.names_after(counter))
     }
@@ -164,7 +164,7 @@ impl Machine {
     /// Applies one normal entry. The state counts from 1, since 0 means that nothing is applied;
     /// the first index of a log is 0. Order: state, then index, then wake-ups, in this order, so that a woken
     /// reader finds the message.
-    pub(crate) fn apply(
+    pub fn apply(
         &self,
         index: u64,
         payload_physical_offset: u64,
@@ -217,7 +217,7 @@ impl Machine {
     }
 
     /// Notes an entry without commands (blank, membership) in the state.
-    pub(crate) fn skip(&self, index: u64) -> Result<(), MachineError> {
+    pub fn skip(&self, index: u64) -> Result<(), MachineError> {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         state
             .skip(index + 1)
@@ -226,7 +226,7 @@ impl Machine {
 
     /// Replaces everything with the state of a snapshot. The consume queue starts empty: each
     /// queue begins at its next offset, since older messages are not on this node.
-    pub(crate) fn restore(&self, restored: State, last_store_timestamp_ms: u64) {
+    pub fn restore(&self, restored: State, last_store_timestamp_ms: u64) {
         self.last_store_timestamp_ms
             .store(last_store_timestamp_ms, Ordering::Relaxed);
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);

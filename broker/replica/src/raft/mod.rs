@@ -12,7 +12,7 @@ mod catch_up;
 mod confirm;
 mod dead_leader;
 mod forward;
-pub(crate) mod fuzzing;
+pub mod fuzzing;
 mod gate;
 mod group;
 mod guard;
@@ -77,7 +77,7 @@ use self::{
     transport::Transport,
     types::{Batch, Callback, TypeConfig},
 };
-pub(crate) use self::{
+pub use self::{
     candidate::Stalls,
     gate::IntakeGate,
     repair::{Asked, RepairPeers, RepairSource, blocking},
@@ -174,7 +174,7 @@ pub struct ConsensusParts {
     /// Receives requests that other replicas forward to this node.
     pub forwards: Arc<dyn ForwardHandler>,
     /// Room that must be left in the log for what.
-    pub(crate) room: RoomLimits,
+    pub room: RoomLimits,
     /// Prometheus metrics.
     pub metrics: Arc<Metrics>,
 }
@@ -291,7 +291,7 @@ impl Consensus {
     }
 
     /// Runs tasks next to Raft's: what talks to it for every batch saves a wake-up across threads.
-    pub(crate) fn runtime(&self) -> &Handle {
+    pub fn runtime(&self) -> &Handle {
         &self.runtime
     }
 
@@ -306,18 +306,18 @@ impl Consensus {
     }
 
     /// Lets this node stand for election, or not: a leader must be able to write.
-    pub(crate) fn stand_for_election(&self, may: bool) {
+    pub fn stand_for_election(&self, may: bool) {
         self.guard.stand(may);
     }
 
     /// Through which new batches go to Raft, unless the leadership moves.
-    pub(crate) fn intake(&self) -> IntakeGate {
+    pub fn intake(&self) -> IntakeGate {
         self.transfers.intake.clone()
     }
 
     /// Proposes a batch of `count` commands. `done` runs exactly once, on the task that applies
     /// the batch or finds that it cannot be. With a `term` it is proposed in that one only.
-    pub(crate) async fn propose(
+    pub async fn propose(
         &self,
         payload: Bytes,
         count: u32,
@@ -365,7 +365,7 @@ impl Consensus {
     /// The term in which a quorum confirms that this node leads now. A leader that was cut off or
     /// paused does not know at once that it was replaced: until then it would answer with what was
     /// true before.
-    pub(crate) async fn confirm_leadership(&self) -> Option<u64> {
+    pub async fn confirm_leadership(&self) -> Option<u64> {
         self.confirmer.confirm().await
     }
 
@@ -405,7 +405,7 @@ impl Consensus {
     ///
     /// # Errors
     /// As there.
-    pub(crate) async fn leave_stalled_disk(&self) -> Result<u64, ChangeError> {
+    pub async fn leave_stalled_disk(&self) -> Result<u64, ChangeError> {
         let in_a_row = self.stalls.in_a_row().saturating_add(1);
         let moved = self.transfers.hand_over(None, in_a_row).await;
         // Also if nobody took over: it is not tried again at once.
@@ -414,7 +414,7 @@ impl Consensus {
     }
 
     /// Hand-overs because of stalled disks.
-    pub(crate) fn stalls(&self) -> &Stalls {
+    pub fn stalls(&self) -> &Stalls {
         &self.stalls
     }
 

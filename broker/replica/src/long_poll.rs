@@ -98,7 +98,7 @@ impl LongPoll {
     }
 
     /// Wakes all and lets nobody wait any more: the process stops.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.closed = true;
         // Dropping the senders reads as a wake.

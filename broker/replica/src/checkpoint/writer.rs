@@ -26,7 +26,7 @@ const FLUSH_WAITS_MAX: u32 = 5_000;
 
 /// Hands checkpoints to the task that writes them.
 #[derive(Clone, Debug)]
-pub(crate) struct CheckpointWriter {
+pub struct CheckpointWriter {
     jobs: mpsc::Sender<Job>,
     /// Jobs queued or being written.
     pending: Arc<AtomicUsize>,
@@ -41,7 +41,7 @@ struct Files {
 
 impl CheckpointWriter {
     /// Starts the writer; it ends when the last handle is dropped.
-    pub(crate) fn start(
+    pub fn start(
         checkpoints: Arc<Checkpoints>,
         log: Arc<CommitLog>,
         index: Arc<QueueIndex>,
@@ -71,12 +71,12 @@ impl CheckpointWriter {
     }
 
     /// Whether nothing is queued or being written.
-    pub(crate) fn is_idle(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         self.pending.load(Ordering::SeqCst) == 0
     }
 
     /// Whether [`submit`](Self::submit) would accept a job. There is one submitter, the apply task.
-    pub(crate) fn has_room(&self) -> bool {
+    pub fn has_room(&self) -> bool {
         self.pending.load(Ordering::SeqCst) < JOBS_MAX
     }
 

@@ -48,7 +48,7 @@ pub(super) struct Part {
 impl RepairPeers {
     /// A whole checkpoint that stands at the end of a segment behind `physical`, of the first peer
     /// that has one. What is in a checkpoint was committed, so any peer's is right.
-    pub(crate) async fn fetch_checkpoint(&self, physical: u64) -> Option<(Checkpoint, Restored)> {
+    pub async fn fetch_checkpoint(&self, physical: u64) -> Option<(Checkpoint, Restored)> {
         for (id, address) in self.others() {
             match self.ask_checkpoint(id, &address, physical).await {
                 Ok(Some((_, restored))) if restored.position.end_physical <= physical => {

@@ -39,7 +39,7 @@ const STALLS_REMEMBERED: Duration = Duration::from_secs(60);
 /// Hand-overs because of stalled disks in which this node had a part. Where brokers share a disk, each
 /// would otherwise send the leadership on to the next.
 #[derive(Debug, Default)]
-pub(crate) struct Stalls(Mutex<Option<Stall>>);
+pub struct Stalls(Mutex<Option<Stall>>);
 
 #[derive(Clone, Copy, Debug)]
 struct Stall {
@@ -56,12 +56,12 @@ impl Stalls {
     }
 
     /// How many there were in a row, as far as they are remembered.
-    pub(crate) fn in_a_row(&self) -> u8 {
+    pub fn in_a_row(&self) -> u8 {
         self.latest().map_or(0, |stall| stall.in_a_row)
     }
 
     /// Takes note of the one that is number `in_a_row`.
-    pub(crate) fn note(&self, in_a_row: u8, own: bool) {
+    pub fn note(&self, in_a_row: u8, own: bool) {
         let at = Instant::now();
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Stall { at, in_a_row, own });
     }

@@ -25,7 +25,7 @@ use raftmq_store::{
     index::{FrozenIndex, QueueIndex},
 };
 
-pub(crate) use self::{choose::begin_index_anew, writer::CheckpointWriter};
+pub use self::{choose::begin_index_anew, writer::CheckpointWriter};
 
 /// Section tags of a checkpoint file. Stable: they are on disk.
 mod section {
@@ -88,12 +88,18 @@ pub struct Restored {
 
 /// One checkpoint to write.
 #[derive(Debug)]
-pub(crate) struct Job {
+pub struct Job {
+    /// The last entry that is in it.
     pub id: LogId,
+    /// The state, encoded.
     pub state: Vec<u8>,
+    /// The membership in force there.
     pub membership: MembershipRecord,
+    /// The consume queue.
     pub index: FrozenIndex,
+    /// Store timestamp of the newest entry in it. Unit: ms since 1970.
     pub last_store_timestamp_ms: u64,
+    /// Whether it stands at the end of a segment.
     pub roll: bool,
 }
 
@@ -159,7 +165,7 @@ fn decode_membership_section(bytes: &Bytes) -> Option<MembershipRecord> {
 }
 
 /// A checkpoint of a state (encoded), its membership and its newest store timestamp.
-pub(crate) fn checkpoint_at(
+pub fn checkpoint_at(
     position: &LogPosition,
     (state, membership, last_store_timestamp_ms): (Vec<u8>, &MembershipRecord, u64),
 ) -> Checkpoint {
@@ -204,7 +210,7 @@ pub fn restore(checkpoint: &Checkpoint) -> Result<Restored, StoreError> {
 ///
 /// # Errors
 /// When the section is missing or damaged.
-pub(crate) fn membership_of(checkpoint: &Checkpoint) -> Result<MembershipRecord, StoreError> {
+pub fn membership_of(checkpoint: &Checkpoint) -> Result<MembershipRecord, StoreError> {
     let section = checkpoint.sections.get(&section::MEMBERSHIP);
     section
         .and_then(decode_membership_section)
@@ -289,7 +295,7 @@ impl Checkpoints {
 
     /// Bytes of the disk with this space that are held back, released for a checkpoint and taken
     /// again.
-    pub(crate) fn reserve_bytes(&self, space: &DiskSpace) -> u64 {
+    pub fn reserve_bytes(&self, space: &DiskSpace) -> u64 {
         let newest = self.newest_bytes.load(Ordering::Relaxed);
         let wanted = RESERVE_BYTES.max(newest.saturating_mul(RESERVE_FACTOR));
         wanted.min(space.total_bytes() / RESERVE_PART)
@@ -297,7 +303,7 @@ impl Checkpoints {
 
     /// Holds space back for the next checkpoint, as far as the disk has it. Blocks for a write of
     /// some MiB when the reserve was spent.
-    pub(crate) fn hold_reserve(&self) {
+    pub fn hold_reserve(&self) {
         let held = self
             .space()
             .and_then(|space| self.reserve.hold(self.reserve_bytes(&space)));
@@ -354,7 +360,7 @@ impl Checkpoints {
     ///
     /// # Errors
     /// When it does not exist or is damaged.
-    pub(crate) fn verify(&self, index: u64) -> Result<(), StoreError> {
+    pub fn verify(&self, index: u64) -> Result<(), StoreError> {
         let verified = self.dir.read(index).and_then(|read| restore(&read));
         verified
             .map(|_| ())
@@ -365,19 +371,15 @@ impl Checkpoints {
     ///
     /// # Errors
     /// When it does not exist or is damaged.
-    #[cfg(test)]
-    pub(crate) fn read(&self, index: u64) -> Result<Checkpoint, StoreError> {
+    #[cfg(any(test, feature = "testing"))]
+    pub fn read(&self, index: u64) -> Result<Checkpoint, StoreError> {
         self.dir.read(index)
     }
 
     /// Stores a checkpoint that came from another node as a snapshot, with the manifest of the
     /// index that now begins there. Raft moves the log there only afterwards: a restart in between
     /// finds a log that ends before its newest checkpoint, and moves it then.
-    pub(crate) fn install(
-        &self,
-        mut checkpoint: Checkpoint,
-        manifest: Vec<u8>,
-    ) -> Result<(), StoreError> {
+    pub fn install(&self, mut checkpoint: Checkpoint, manifest: Vec<u8>) -> Result<(), StoreError> {
         let sections = &mut checkpoint.sections;
         sections.insert(section::INDEX, Bytes::from(manifest));
         sections.insert(section::INSTALLED, Bytes::new());
@@ -395,7 +397,7 @@ impl Checkpoints {
 
     /// Drops checkpoints that nothing needs any more: local ones but the newest few, roll points
     /// below `purged`, and damaged ones that others have overtaken.
-    pub(crate) fn prune(&self, purged: Option<u64>) -> Result<(), StoreError> {
+    pub fn prune(&self, purged: Option<u64>) -> Result<(), StoreError> {
         let purged = purged.unwrap_or(0);
         let (locals, rolls) = {
             let mut known = self.known();
@@ -420,12 +422,7 @@ impl Checkpoints {
     }
 
     /// Writes a checkpoint; the log is flushed up to its index.
-    pub(crate) fn write(
-        &self,
-        job: Job,
-        log: &CommitLog,
-        index: &QueueIndex,
-    ) -> Result<(), StoreError> {
+    pub fn write(&self, job: Job, log: &CommitLog, index: &QueueIndex) -> Result<(), StoreError> {
         if !is_flushed(log, job.id.index) {
             let what = format!("entry {} of a checkpoint is not flushed", job.id.index);
             return Err(StoreError::Failed(what));
