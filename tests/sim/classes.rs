@@ -42,26 +42,26 @@ pub enum Class {
     Relapse,
 }
 
-/// Every class, its name, and whether it is on unless somebody chooses others. A class that finds a
-/// known defect is off until that is mended.
+/// Every class, its name, and whether it is on unless somebody chooses others. One that finds a defect
+/// may be off until that is mended.
 pub const CLASSES: [(Class, &str, bool); 17] = [
-    (Class::Drops, "drops", false),
-    (Class::DroppedChanges, "dropped-changes", false),
-    (Class::Members, "members", false),
-    (Class::Returns, "returns", false),
-    (Class::Formed, "formed", false),
-    (Class::Lies, "lies", false),
-    (Class::Copies, "copies", false),
-    (Class::Checkpoints, "checkpoints", false),
-    (Class::SamePlace, "same-place", false),
-    (Class::LongDown, "long-down", false),
-    (Class::OlderDisk, "older-disk", false),
-    (Class::Async, "async", false),
-    (Class::Parts, "parts", false),
-    (Class::Drift, "drift", false),
-    (Class::Refused, "refused", false),
-    (Class::FailedTransfer, "failed-transfer", false),
-    (Class::Relapse, "relapse", false),
+    (Class::Drops, "drops", true),
+    (Class::DroppedChanges, "dropped-changes", true),
+    (Class::Members, "members", true),
+    (Class::Returns, "returns", true),
+    (Class::Formed, "formed", true),
+    (Class::Lies, "lies", true),
+    (Class::Copies, "copies", true),
+    (Class::Checkpoints, "checkpoints", true),
+    (Class::SamePlace, "same-place", true),
+    (Class::LongDown, "long-down", true),
+    (Class::OlderDisk, "older-disk", true),
+    (Class::Async, "async", true),
+    (Class::Parts, "parts", true),
+    (Class::Drift, "drift", true),
+    (Class::Refused, "refused", true),
+    (Class::FailedTransfer, "failed-transfer", true),
+    (Class::Relapse, "relapse", true),
 ];
 
 /// Tells the classes of a seed from everything else that it decides.

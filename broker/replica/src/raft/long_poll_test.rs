@@ -4,7 +4,7 @@
 //! A time limit would fail on a busy machine, so what is checked is the cost: nothing that reaches
 //! the disk runs on that thread. The times are printed. With a million queues:
 //!
-//!     RAFTMQ_LONG_POLL_QUEUES=1000000 cargo test --release -p raftmq --lib long_poll_test -- --nocapture
+//!     RAFTMQ_LONG_POLL_QUEUES=1000000 cargo test --release -p raftmq-replica --lib long_poll_test -- --nocapture
 
 use std::{
     io,
