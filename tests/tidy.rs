@@ -53,7 +53,7 @@ const TOP_LEVEL: [&str; 25] = [
 const CRATES: [(&str, &[&str]); 13] = [
     ("broker/remoting", &[]),
     ("broker/state", &["raftmq-remoting"]),
-    ("broker/store", &["raftmq-remoting"]),
+    ("broker/store", &[]),
     ("broker/api", &[]),
     ("broker/host", &["raftmq-remoting", "raftmq-store"]),
     ("broker/config", &["raftmq-host"]),
