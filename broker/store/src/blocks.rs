@@ -2,8 +2,8 @@
 //! want a few records here and there, and what lies between them next, often for another queue:
 //! without the memory of it every record would cost the reading and the CRCs of 64 KiB.
 
+use crate::sync::Mutex;
 use std::collections::VecDeque;
-use std::sync::Mutex;
 
 use bytes::Bytes;
 

@@ -8,8 +8,7 @@
 use std::fmt;
 use std::io;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::blocks::Blocks;
@@ -24,6 +23,8 @@ use crate::record::{HEADER_BYTES, Header, LogId, NewEntry, PAYLOAD_BYTES_MAX, St
 use crate::recover::{self, RecoveryReport};
 use crate::segment::{Segment, begins_segment};
 use crate::space::SpaceState;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::tail::{Tail, TailEntry};
 use crate::vote::{Hints, VoteFile};
 
@@ -41,7 +42,7 @@ pub struct CommitLog {
     pub(crate) work: Condvar,
     io: Mutex<FlushState>,
     vote: Mutex<VoteFile>,
-    closed: AtomicBool,
+    pub(crate) closed: AtomicBool,
     pub(crate) prealloc: PreallocState,
     pub(crate) space: SpaceState,
     pub(crate) noted: Noted,

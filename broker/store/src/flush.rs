@@ -51,7 +51,7 @@ pub enum FlushOutcome {
 /// Writes the log. Belongs to one thread, which calls [`Flusher::run_once`] until it stops.
 #[derive(Debug)]
 pub struct Flusher {
-    log: Arc<CommitLog>,
+    pub(crate) log: Arc<CommitLog>,
 }
 
 /// What flushing carries from batch to batch; whoever holds its lock is the one who writes.
@@ -147,8 +147,11 @@ impl Flusher {
         if let Err(error) = self.log.check_alive() {
             return FlushOutcome::Failed(error.to_string());
         }
+        // Before the batch is taken: an append that was accepted is in the queue once it is closed,
+        // but one may come, and the log be closed, behind a batch without entries.
+        let is_closed = self.log.is_closed();
         let outcome = self.log.flush_batch(&mut io);
-        if outcome == FlushOutcome::Idle && self.log.is_closed() {
+        if outcome == FlushOutcome::Idle && is_closed {
             return match self.log.finish(&mut io) {
                 Ok(()) => FlushOutcome::Stopped,
                 Err(error) => self.log.flush_failed(Vec::new(), &error),
@@ -180,7 +183,7 @@ impl CommitLog {
     }
 
     /// Sleeps until something waits, upkeep is due, or the log is closed or has failed.
-    fn wait_for_work(&self) {
+    pub(crate) fn wait_for_work(&self) {
         let must_not_wait =
             |queue: &Queue| !queue.operations.is_empty() || queue.failed || self.is_closed();
         if must_not_wait(&self.queue()) {
@@ -221,7 +224,7 @@ impl CommitLog {
     }
 
     /// Takes what waits, as far as it goes into one write of one segment.
-    fn take_batch(&self) -> Vec<Operation> {
+    pub(crate) fn take_batch(&self) -> Vec<Operation> {
         let bytes_max = self.config().flush_batch_bytes_max;
         let mut queue = self.queue();
         let mut segment: Option<u64> = None;
@@ -243,7 +246,7 @@ impl CommitLog {
     }
 
     /// Writes, syncs as the policy says, publishes and completes one batch.
-    fn flush_batch(&self, io: &mut FlushState) -> FlushOutcome {
+    pub(crate) fn flush_batch(&self, io: &mut FlushState) -> FlushOutcome {
         let batch = self.take_batch();
         let started = self.now();
         self.begin_writing();
@@ -290,7 +293,11 @@ impl CommitLog {
         FlushOutcome::Failed(reason)
     }
 
-    fn write_batch(&self, io: &mut FlushState, batch: &[Operation]) -> Result<(), StoreError> {
+    pub(crate) fn write_batch(
+        &self,
+        io: &mut FlushState,
+        batch: &[Operation],
+    ) -> Result<(), StoreError> {
         let entries: Vec<&PendingEntry> = batch.iter().filter_map(|op| op.entry.as_ref()).collect();
         let (Some(first), Some(last)) = (entries.first(), entries.last()) else {
             return Ok(());
@@ -405,7 +412,7 @@ impl CommitLog {
     }
 
     /// Last work of a closed log.
-    fn finish(&self, io: &mut FlushState) -> Result<(), StoreError> {
+    pub(crate) fn finish(&self, io: &mut FlushState) -> Result<(), StoreError> {
         self.sync_unsynced(io)?;
         let hints = self.current_hints();
         self.vote_file().save_hints(hints)

@@ -41,12 +41,17 @@ mod sparse;
 mod survey;
 #[cfg(test)]
 mod survey_tests;
+mod sync;
 mod tail;
 mod verified;
 mod vote;
 
 #[cfg(test)]
 mod test_disk;
+
+#[cfg(feature = "interleavings")]
+#[cfg(test)]
+mod interleavings_tests;
 
 #[cfg(test)]
 mod log_tests;

@@ -3,8 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::behind::{headers_behind, may_end_at};
 use crate::commit_log::CommitLog;
@@ -15,6 +13,8 @@ use crate::range::RangeSource;
 use crate::record::{HEADER_BYTES, Header, u32_at};
 use crate::repair::{ANCHORS_MAX, Anchor, Damage, Layout, Mender};
 use crate::segment::{Cursor, SCAN_BYTES, ScanStop, Segment, scan};
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::vote::{Marks, VoteFile};
 
 /// Damaged places remembered at a time; reads and the scrub find others again.

@@ -6,8 +6,7 @@
 //! across restarts.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::Arc;
 
 use crate::commit_log::CommitLog;
 use crate::config::LogConfig;
@@ -15,6 +14,8 @@ use crate::cut::remove_if_there;
 use crate::disk::{Disk, DiskFile};
 use crate::error::StoreError;
 use crate::segment::Segment;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Condvar, Mutex, MutexGuard};
 
 /// Bytes zero-filled at once: short, so that a flush that needs the same range waits little.
 const STEP_BYTES: u64 = 1024 * 1024;
@@ -43,34 +44,34 @@ pub enum PreallocOutcome {
 /// until it stops.
 #[derive(Debug)]
 pub struct Preallocator {
-    log: Arc<CommitLog>,
+    pub(crate) log: Arc<CommitLog>,
 }
 
 /// What the flusher asks of the preallocator.
 #[derive(Debug, Default)]
 pub(crate) struct PreallocState {
     requests: Mutex<Requests>,
-    work: Condvar,
+    pub(crate) work: Condvar,
     spare: Mutex<Option<Spare>>,
     /// Size of the spare file; 0 = none.
-    spare_bytes: AtomicU64,
+    pub(crate) spare_bytes: AtomicU64,
     paused_until: AtomicU64,
     /// The last try failed; whoever looks at the space ends the pause.
     has_failed: AtomicBool,
 }
 
 #[derive(Debug, Default)]
-struct Requests {
+pub(crate) struct Requests {
     fill: Option<Arc<Segment>>,
     /// The log has no segment yet; make the file of its first.
-    first: bool,
+    pub(crate) first: bool,
     sealed: Vec<Arc<Segment>>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Spare {
-    file: Arc<dyn DiskFile>,
-    bytes: u64,
+    pub(crate) file: Arc<dyn DiskFile>,
+    pub(crate) bytes: u64,
 }
 
 impl Preallocator {
@@ -103,7 +104,7 @@ impl Preallocator {
         self.fulfil(requests)
     }
 
-    fn fulfil(&self, requests: Requests) -> PreallocOutcome {
+    pub(crate) fn fulfil(&self, requests: Requests) -> PreallocOutcome {
         let sidecars = requests
             .sealed
             .iter()
@@ -192,13 +193,16 @@ impl Preallocator {
             remove_if_there(self.log.disk(), &path)?;
         }
         let Some(file) = made? else { return Ok(0) };
-        *state.spare() = Some(Spare { file, bytes });
-        state.spare_bytes.store(bytes, Ordering::Release);
+        state.put_spare(Some(Spare { file, bytes }));
         Ok(bytes)
     }
 
     /// None when the log was closed meanwhile.
-    fn make_spare(&self, path: &Path, bytes: u64) -> Result<Option<Arc<dyn DiskFile>>, StoreError> {
+    pub(crate) fn make_spare(
+        &self,
+        path: &Path,
+        bytes: u64,
+    ) -> Result<Option<Arc<dyn DiskFile>>, StoreError> {
         let io = |source| StoreError::io("zero-fill", path, source);
         let file = self.log.disk().create(path).map_err(io)?;
         let mut from = 0;
@@ -290,7 +294,7 @@ impl CommitLog {
         Ok(())
     }
 
-    fn spare_path(&self) -> PathBuf {
+    pub(crate) fn spare_path(&self) -> PathBuf {
         self.dir().join(SPARE_NAME)
     }
 }
@@ -298,9 +302,15 @@ impl CommitLog {
 impl PreallocState {
     /// Takes over the spare file that a restart found.
     pub(crate) fn adopt(&self, found: Option<Spare>) {
-        let bytes = found.as_ref().map_or(0, |spare| spare.bytes);
-        *self.spare() = found;
+        self.put_spare(found);
+    }
+
+    /// Counted before anybody can take it: whoever takes it counts it as gone.
+    fn put_spare(&self, made: Option<Spare>) {
+        let mut spare = self.spare();
+        let bytes = made.as_ref().map_or(0, |spare| spare.bytes);
         self.spare_bytes.store(bytes, Ordering::Release);
+        *spare = made;
     }
 
     /// Size of the spare file; 0 = none.
@@ -330,17 +340,17 @@ impl PreallocState {
         self.work.notify_all();
     }
 
-    fn requests(&self) -> MutexGuard<'_, Requests> {
+    pub(crate) fn requests(&self) -> MutexGuard<'_, Requests> {
         self.requests.lock().expect("a panic ends the process")
     }
 
-    fn spare(&self) -> MutexGuard<'_, Option<Spare>> {
+    pub(crate) fn spare(&self) -> MutexGuard<'_, Option<Spare>> {
         self.spare.lock().expect("a panic ends the process")
     }
 }
 
 impl Requests {
-    fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.fill.is_none() && !self.first && self.sealed.is_empty()
     }
 }

@@ -4,14 +4,15 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use crate::behind::{headers_behind, is_bad_sector, read_around};
 use crate::disk::{Disk, DiskFile};
 use crate::error::StoreError;
 use crate::record::{HEADER_BYTES, Header, HeaderFault, LogId};
 use crate::sparse::{Point, STEP_BYTES, Sparse};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Mutex, MutexGuard};
 
 /// Bytes read at once while headers are walked.
 const WALK_BYTES: usize = 64 * 1024;

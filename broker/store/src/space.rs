@@ -3,12 +3,11 @@
 //! left, which anybody may take at any time. On a full disk the ground is what entries go into that
 //! must not fail: those of Raft itself, consumer offsets and metadata.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crate::commit_log::{CommitLog, LogState};
 use crate::disk::DiskSpace;
 use crate::error::StoreError;
 use crate::prealloc::fill_limit;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// The room as last looked at. Read for every send, so it takes no lock.
 #[derive(Debug, Default)]
