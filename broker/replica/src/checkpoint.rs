@@ -6,13 +6,14 @@
 //! names an entry that is not flushed on this node, since Raft may apply before the local flush.
 
 mod choose;
+mod jobs;
 mod writer;
 
 use std::{
     collections::BTreeMap,
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        self, Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };

@@ -1,21 +1,16 @@
 //! Writes checkpoints beside the apply task that takes them.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use raftmq_store::{CommitLog, index::QueueIndex};
-use tokio::{sync::mpsc, time::sleep};
+use tokio::time::sleep;
 
-use super::{Checkpoints, Job, is_flushed};
+use super::{
+    Checkpoints, Job, is_flushed,
+    jobs::{Jobs, jobs},
+};
 use crate::host::blocking;
 
-/// Jobs that may wait for the writer. Beyond it no checkpoint is taken: the next one covers it.
-const JOBS_MAX: usize = 4;
 /// Runs of the index are merged only while the disk is not fuller: a merge needs as much space as
 /// its runs have. Unit: percent.
 const MERGE_USED_MAX: u8 = 90;
@@ -27,9 +22,7 @@ const FLUSH_WAITS_MAX: u32 = 5_000;
 /// Hands checkpoints to the task that writes them.
 #[derive(Clone, Debug)]
 pub struct CheckpointWriter {
-    jobs: mpsc::Sender<Job>,
-    /// Jobs queued or being written.
-    pending: Arc<AtomicUsize>,
+    jobs: Jobs<Job>,
 }
 
 #[derive(Clone)]
@@ -51,41 +44,37 @@ impl CheckpointWriter {
             log,
             index,
         };
-        let (jobs, mut inbox) = mpsc::channel::<Job>(JOBS_MAX);
-        let pending = Arc::new(AtomicUsize::new(0));
-        let done = Arc::clone(&pending);
+        let (jobs, mut inbox) = jobs::<Job>();
         tokio::spawn(async move {
             files.run(|files| files.checkpoints.hold_reserve()).await;
-            while let Some(job) = inbox.recv().await {
+            while let Some((job, pending)) = inbox.next().await {
                 let at = job.id.index;
                 if files.until_flushed(at).await {
                     files.run(move |files| files.write(job)).await;
                 } else {
                     tracing::error!(index = at, "a checkpoint's entry is not flushed after 10 s");
                 }
-                done.fetch_sub(1, Ordering::SeqCst);
+                drop(pending);
                 files.run(Files::tidy).await;
             }
         });
-        Self { jobs, pending }
+        Self { jobs }
     }
 
     /// Whether nothing is queued or being written.
     pub fn is_idle(&self) -> bool {
-        self.pending.load(Ordering::SeqCst) == 0
+        self.jobs.is_idle()
     }
 
     /// Whether [`submit`](Self::submit) would accept a job. There is one submitter, the apply task.
     pub fn has_room(&self) -> bool {
-        self.pending.load(Ordering::SeqCst) < JOBS_MAX
+        self.jobs.has_room()
     }
 
     /// Queues `job`. The caller has seen [`has_room`](Self::has_room), so that no frozen index
     /// memory is ever dropped unwritten.
     pub(crate) fn submit(&self, job: Job) {
-        self.pending.fetch_add(1, Ordering::SeqCst);
-        if self.jobs.try_send(job).is_err() {
-            self.pending.fetch_sub(1, Ordering::SeqCst);
+        if self.jobs.submit(job).is_err() {
             tracing::error!("checkpoint writer is gone; a restart will begin from an older one");
         }
     }
