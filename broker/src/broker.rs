@@ -24,7 +24,6 @@ use crate::{
     config::BrokerConfig,
     disk_guard::DiskGuard,
     handler::{KeptUnits, LockTime},
-    host::memory_bytes,
     long_poll::LongPoll,
     machine::Machine,
     metrics::Metrics,
@@ -102,8 +101,7 @@ impl Broker {
     /// A broker that is not part of its group yet: [`join`](Self::join) must follow before the
     /// remoting port opens.
     pub(crate) fn new(parts: BrokerParts) -> Arc<Self> {
-        let configured = parts.config.memory_budget_bytes;
-        let bytes = configured.unwrap_or_else(|| budget::default_bytes(memory_bytes()));
+        let bytes = budget::bytes_of(parts.config.memory_budget_bytes);
         let budget = Budget::new(
             bytes,
             &parts.metrics.memory.budget_bytes,

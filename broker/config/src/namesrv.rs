@@ -38,6 +38,7 @@ pub struct NamesrvConfig {
     /// `configBlackList`: keys that the admin protocol may not change.
     pub config_black_list: Vec<String>,
     /// `memoryBudgetBytes` (own key): memory that clients may hold together, as the broker's.
+    /// Read at the start.
     pub memory_budget_bytes: Option<u64>,
 }
 

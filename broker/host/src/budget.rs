@@ -25,6 +25,8 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
+use crate::process::memory_bytes;
+
 /// What every connection may hold whatever the others do. Unit: bytes. Some requests of a few KiB,
 /// or one answer of an ordinary pull; 10,000 connections together have 320 MiB.
 pub const SHARE_BYTES: usize = 32 << 10;
@@ -52,8 +54,14 @@ const ROOM_TIMEOUT: Duration = Duration::from_secs(2);
 
 const _: () = assert!(BUDGET_BYTES_MIN as usize >= 2 * 2 * FRAME_BYTES_MAX);
 
+/// The size of a process's budget. Unit: bytes.
+#[must_use]
+pub fn bytes_of(configured: Option<u64>) -> u64 {
+    configured.unwrap_or_else(|| default_bytes(memory_bytes()))
+}
+
 /// The budget unless one is configured. `memory_bytes`: what the process may use.
-pub fn default_bytes(memory_bytes: u64) -> u64 {
+fn default_bytes(memory_bytes: u64) -> u64 {
     (memory_bytes / DEFAULT_BUDGET_PART).clamp(BUDGET_BYTES_MIN, DEFAULT_BUDGET_BYTES_MAX)
 }
 

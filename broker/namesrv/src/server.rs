@@ -26,7 +26,7 @@ use raftmq_host::framing::frame_io::{self, ConnectionError, FrameWriter};
 use raftmq_host::framing::intake::{Intake, Received};
 use raftmq_host::limits::CONNECTIONS_MAX;
 use raftmq_host::net::{Accepted, Listener, Net};
-use raftmq_host::process::{blocking, memory_bytes};
+use raftmq_host::process::blocking;
 
 /// Why the name server ended.
 #[derive(Debug, thiserror::Error)]
@@ -116,8 +116,7 @@ impl Shared {
             path: path.clone(),
             source,
         })?;
-        let configured = config.memory_budget_bytes;
-        let bytes = configured.unwrap_or_else(|| budget::default_bytes(memory_bytes()));
+        let bytes = budget::bytes_of(config.memory_budget_bytes);
         let state = State {
             table: RouteTable::default(),
             kv,
